@@ -1,0 +1,140 @@
+# Mamba-Integer. `make` alone lists what there is to make.
+#
+# Needed: make, Python 3.10 or newer, cargo (with rustfmt and clippy for `lint` and `test`) and a C++20 compiler. Everything else is fetched by
+# pip and cargo at the versions that requirements.lock and Cargo.lock state, into .venv and target.
+
+PYTHON ?= python3
+JOBS ?= 2
+VENV := .venv
+BIN := $(VENV)/bin
+PY := $(BIN)/python
+STAMPS := $(VENV)/stamps
+PIP := $(PY) -m pip --disable-pip-version-check --quiet
+ifeq ($(origin CXX),default)
+CXX := c++
+endif
+export CXX
+export CARGO_BUILD_JOBS ?= $(JOBS)
+export CMAKE_BUILD_PARALLEL_LEVEL ?= $(JOBS)
+
+# Commands of .venv (maturin, and cmake where the machine has none) are found first.
+WITH_BIN = PATH="$(CURDIR)/$(BIN):$$PATH"
+
+NATIVE_SOURCES := Cargo.toml Cargo.lock $(shell find bindings tokenizer engine -type f \
+	\( -name '*.rs' -o -name '*.cpp' -o -name '*.hpp' -o -name '*.h' -o -name Cargo.toml \) -not -path '*/target/*' 2>/dev/null)
+CXX_SOURCES := $(shell find engine tokenizer -type f \( -name '*.cpp' -o -name '*.hpp' -o -name '*.h' -o -name '*.c' \) \
+	-not -path '*/target/*' -not -path '*/build/*' 2>/dev/null)
+
+say = @printf '==> %s\n' $(1)
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test vectors bench lint clean build native lint-python lint-rust lint-cpp test-rust test-cpp test-python
+.NOTPARALLEL:
+
+help:
+	@echo 'make demo      build the engine and let the shipped model tell a story; check every logit against the reference'
+	@echo 'make test      everything: lint, Rust tests, C++ tests (also under sanitizers), Python tests'
+	@echo 'make lint      format and static checks of Python, Rust and C++'
+	@echo 'make vectors   write spec/vectors/*.json again from the executable spec'
+	@echo 'make bench     speed of decode, prefill and tokenizer on this machine'
+	@echo 'make build     only the environment in .venv with the package in it ($(BIN)/mamba-integer)'
+	@echo 'make native    the standalone engine, build/engine/mamba_infer (no Python needed to run it)'
+	@echo 'make clean     remove build output (not .venv)'
+
+demo: $(STAMPS)/package $(STAMPS)/native
+	$(call say,'demo')
+	@$(PY) -m mamba_integer demo --standalone build/engine/mamba_infer
+
+build: $(STAMPS)/package
+native: $(STAMPS)/native
+
+test: lint test-rust test-cpp test-python
+	$(call say,'all tests passed')
+
+vectors: $(STAMPS)/package
+	$(PY) scripts/make_vectors.py
+
+bench: $(STAMPS)/package
+	@$(PY) -m mamba_integer bench decode
+	@$(PY) -m mamba_integer bench prefill
+	@$(PY) -m mamba_integer bench tokenizer
+
+clean:
+	rm -rf build target dist mamba_integer/_native*.so .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(STAMPS)
+
+# ---- the environment -------------------------------------------------------------------------------------------------------------------------
+
+$(PY):
+	@command -v $(PYTHON) >/dev/null || { echo 'error: $(PYTHON) not found; Python 3.10 or newer is needed (make PYTHON=/path/to/python3)' >&2; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || { \
+		echo "error: $$($(PYTHON) --version 2>&1) is too old: Python 3.10 or newer is needed (make PYTHON=/path/to/python3)" >&2; exit 1; }
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { \
+		echo 'error: this Python cannot make virtual environments (on Debian and Ubuntu: apt-get install python3-venv)' >&2; exit 1; }
+	$(call say,'making the Python environment .venv')
+	@$(PYTHON) -m venv $(VENV)
+
+$(STAMPS)/tools: $(PY) requirements.lock
+	@command -v cargo >/dev/null || { echo 'error: cargo not found; install Rust 1.85 or newer' >&2; exit 1; }
+	@command -v $(CXX) >/dev/null || { echo 'error: no C++ compiler ($(CXX)); install g++ or clang++, or set CXX' >&2; exit 1; }
+	$(call say,'installing maturin and NumPy')
+	@$(PIP) install -c requirements.lock maturin numpy
+	@mkdir -p $(STAMPS) && touch $@
+
+$(STAMPS)/package: $(STAMPS)/tools $(NATIVE_SOURCES) pyproject.toml
+	$(call say,'building the engine and the tokenizer (mamba_integer._native)')
+	@$(WITH_BIN) $(PIP) install --no-build-isolation --no-deps -e .
+	@touch $@
+
+$(STAMPS)/dev: $(STAMPS)/tools requirements.lock pyproject.toml
+	$(call say,'installing what the tests and checks need (PyTorch among it: some 2.5 GB to fetch the first time)')
+	@$(PIP) install -c requirements.lock $$($(PY) scripts/requirements.py train test lint)
+	@touch $@
+
+$(STAMPS)/cmake: $(STAMPS)/tools
+	@if command -v cmake >/dev/null && cmake --version | awk 'NR == 1 { split($$3, v, "."); exit !(v[1] > 3 || (v[1] == 3 && v[2] >= 20)) }'; then :; else \
+		printf '==> %s\n' 'installing cmake'; $(PIP) install -c requirements.lock cmake; fi
+	@touch $@
+
+$(STAMPS)/native: $(STAMPS)/cmake $(NATIVE_SOURCES) $(CXX_SOURCES)
+	$(call say,'building the standalone engine (build/engine/mamba_infer)')
+	@mkdir -p build
+	@{ $(WITH_BIN) cmake -S engine -B build/engine -DCMAKE_BUILD_TYPE=Release && $(WITH_BIN) cmake --build build/engine --target mamba_infer; } \
+		>build/engine.log 2>&1 || { cat build/engine.log >&2; exit 1; }
+	@touch $@
+
+# ---- checks ----------------------------------------------------------------------------------------------------------------------------------
+
+lint: lint-python lint-rust lint-cpp
+
+lint-python: $(STAMPS)/dev
+	$(call say,'ruff and mypy')
+	@$(BIN)/ruff check --quiet .
+	@$(BIN)/ruff format --check --quiet . || { $(BIN)/ruff format --check .; exit 1; }
+	@$(BIN)/mypy --no-error-summary
+
+lint-rust:
+	$(call say,'rustfmt and clippy')
+	@cargo fmt --version >/dev/null 2>&1 || { echo 'error: rustfmt is missing (rustup component add rustfmt)' >&2; exit 1; }
+	@cargo clippy --version >/dev/null 2>&1 || { echo 'error: clippy is missing (rustup component add clippy)' >&2; exit 1; }
+	@cargo fmt --all --check
+	@cargo clippy --quiet --locked --workspace --all-targets -- -D warnings
+
+lint-cpp: $(STAMPS)/dev
+	$(call say,'clang-format')
+	@$(BIN)/clang-format --dry-run --Werror $(CXX_SOURCES)
+
+test-rust:
+	$(call say,'Rust tests')
+	@cargo test --quiet --locked --workspace
+
+# Once as shipped and once with the address and undefined-behaviour sanitizers.
+test-cpp: $(STAMPS)/cmake
+	$(call say,'C++ tests')
+	@$(WITH_BIN) scripts/test_engine.sh build/engine -DCMAKE_BUILD_TYPE=Release
+	$(call say,'C++ tests under the address and undefined-behaviour sanitizers')
+	@$(WITH_BIN) scripts/test_engine.sh build/engine-sanitized -DCMAKE_BUILD_TYPE=Debug -DMI_SANITIZE=ON
+
+test-python: $(STAMPS)/package $(STAMPS)/dev $(STAMPS)/native
+	$(call say,'Python tests')
+	@$(BIN)/python -m pytest

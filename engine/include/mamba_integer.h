@@ -1,0 +1,88 @@
+/* Mamba-Integer engine: the one public C interface.
+ *
+ * Integer-only inference of the models that spec/FORMAT.md describes, bit for bit as spec/ARITHMETIC.md says. No
+ * function of this header throws, aborts or exits; each returns a status, and mi_last_error() tells in words what went
+ * wrong in the calling thread. A mi_model is immutable after loading and may be shared by threads; a mi_session belongs
+ * to one thread at a time.
+ */
+#ifndef MAMBA_INTEGER_H
+#define MAMBA_INTEGER_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+typedef enum mi_status {
+    MI_OK = 0,
+    MI_ERR_IO = 1,       /* a file could not be opened or read */
+    MI_ERR_FORMAT = 2,   /* the model file breaks spec/FORMAT.md; nothing of it was used */
+    MI_ERR_ARGUMENT = 3, /* a null pointer, a token outside the vocabulary, a parameter outside its range */
+    MI_ERR_MEMORY = 4    /* memory could not be had */
+} mi_status;
+
+typedef struct mi_model mi_model;
+typedef struct mi_session mi_session;
+
+typedef struct mi_config {
+    uint32_t d_model, n_layers, n_heads, head_dim, d_state, vocab_size, context_length;
+    uint32_t scan;       /* 0 convex, 1 literal */
+    uint32_t activation; /* 0 silu, 1 squareplus */
+    uint32_t gate;       /* 0 silu, 1 squareplus */
+    uint32_t norm_mantissa, rotation, ternary, embed_mul, logit_shift;
+} mi_config;
+
+/* Sampling integers, ARITHMETIC section 11. */
+typedef struct mi_sampling {
+    uint32_t temperature; /* Q16; 0 is greedy; at most 2^22 */
+    uint32_t top_k;       /* 0 is off */
+    uint32_t top_p;       /* Q16; 65536 is off */
+    uint64_t seed;
+} mi_sampling;
+
+/* Message of the last failed call in this thread; never NULL; valid until this thread's next call. */
+const char *mi_last_error(void);
+/* Version of the engine, "MAJOR.MINOR.PATCH". */
+const char *mi_version(void);
+
+mi_status mi_model_load(const char *path, mi_model **out);
+/* The bytes are copied; they may be freed after the call. */
+mi_status mi_model_load_memory(const void *data, size_t size, mi_model **out);
+void mi_model_free(mi_model *model);
+void mi_model_get_config(const mi_model *model, mi_config *out);
+const char *mi_model_name(const mi_model *model);
+/* 64 lowercase hexadecimal digits. */
+const char *mi_model_digest(const mi_model *model);
+/* The embedded tokenizer file, not zero-terminated. */
+const char *mi_model_tokenizer(const mi_model *model, size_t *size);
+
+/* A new sequence: zero state, position 0. */
+mi_status mi_session_new(const mi_model *model, mi_session **out);
+void mi_session_free(mi_session *session);
+void mi_session_reset(mi_session *session);
+uint64_t mi_session_position(const mi_session *session);
+
+/* Feeds `n` tokens in order. If `all_logits` is not NULL it receives n rows of vocab_size int32; otherwise only the
+ * last token's logits are computed. On an error nothing was fed. */
+mi_status mi_session_feed(mi_session *session, const uint32_t *tokens, size_t n, int32_t *all_logits);
+/* Logits after the last token fed (vocab_size int32, owned by the session); NULL before the first. */
+const int32_t *mi_session_logits(const mi_session *session);
+/* Chooses a token from the last logits (ARITHMETIC section 11); `step` is 0 for the first generated token. */
+mi_status mi_session_sample(mi_session *session, const mi_sampling *sampling, uint64_t step, uint32_t *token);
+
+/* Trace: called for every intermediate the spec names, with `site` such as "blk.0.in_proj" and `count` values widened
+ * to int32. Sites, in order: "embed"; per layer I "blk.I.norm1.j", ".norm1.mu", ".norm1", ".in_proj", ".conv", ".x",
+ * ".B", ".C", ".m", ".state", ".y", ".gate", ".gated", ".norm2.j", ".norm2.mu", ".norm2", ".out_proj", ".resid"; then
+ * "norm_f.j", "norm_f.mu", "norm_f", "logits". */
+typedef void (*mi_trace_fn)(void *user, uint64_t position, const char *site, const int32_t *values, size_t count);
+void mi_session_set_trace(mi_session *session, mi_trace_fn fn, void *user);
+
+/* SHA-256 as used by the digests: `out` receives 32 bytes. */
+void mi_sha256(const void *data, size_t size, uint8_t out[32]);
+
+#ifdef __cplusplus
+}
+#endif
+#endif

@@ -1,0 +1,23 @@
+"""What can go wrong, as exceptions. Messages name the cause and say what was expected."""
+
+from __future__ import annotations
+
+
+class MambaIntegerError(Exception):
+    """Base of every error that this package raises on purpose."""
+
+
+class ModelFormatError(MambaIntegerError):
+    """A model file breaks spec/FORMAT.md, or its weights the bounds of spec/ARITHMETIC.md."""
+
+
+class TokenizerError(MambaIntegerError):
+    """A tokenizer file or a text that the tokenizer refuses."""
+
+
+class CheckpointError(MambaIntegerError):
+    """A training checkpoint is damaged or belongs to another run."""
+
+
+class ArgumentError(MambaIntegerError, ValueError):
+    """A value that a caller passed is outside its range."""

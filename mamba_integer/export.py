@@ -1,0 +1,147 @@
+"""From a training checkpoint to the model file: every parameter becomes the integer that training rounded it to (spec/FORMAT.md).
+
+This is the last place where a float is seen. Knows the training modules' parameters and the file; the engine knows neither.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from mamba_integer import bounds
+from mamba_integer.config import ModelConfig
+from mamba_integer.errors import CheckpointError
+from mamba_integer.model_file import IntegerModel, read_model, write_model
+from mamba_integer.nn.init import dyadic_hippo
+from mamba_integer.nn.quant import INT8, INT16, embedding_multiplier, row_multipliers
+from mamba_integer.tokenizer import Tokenizer
+from mamba_integer.train.checkpoint import load_checkpoint
+from mamba_integer.train.pretrain import CHECKPOINT
+
+LOGIT_SHIFT = 17  # a logit is Σ e·u: e in units of m_e·2^-12, u in units of 2^-5
+
+
+def to_int(x: Tensor, f: int, limit: int, dtype: type[np.signedinteger]) -> npt.NDArray[np.signedinteger]:
+    """Nearest multiple of 2^-f, halves up, clamped to ±limit, as `grid` in training."""
+    return torch.floor(x.double() * 2.0**f + 0.5).clamp(-limit, limit).to(torch.int64).numpy().astype(dtype)
+
+
+def quantise_linear(weight: Tensor, ternary: bool) -> tuple[npt.NDArray[np.int8], npt.NDArray[np.int16], int]:
+    """(W int8 [O, K], m int16 [O], s) of the spec's bitlinear. If a row breaks the prover's rule (2^29; see `bounds`), m loses bits until none does."""
+    m, t = row_multipliers(weight, ternary)
+    limit = 1 if ternary else INT8
+    while True:
+        w = torch.round(weight / (m * torch.exp2(-t))).clamp(-limit, limit).to(torch.int64)
+        shift = int(t) - 3
+        worst = 127 * w.abs().sum(1) * m[:, 0].to(torch.int64) + (1 << shift >> 1)
+        if int(worst.max()) < 1 << 29:
+            return w.numpy().astype(np.int8), m[:, 0].numpy().astype(np.int16), shift
+        t = t - 1
+        m = torch.ceil(m / 2).clamp(1, 255)
+
+
+def export_state(
+    state: dict[str, Tensor], config: ModelConfig, tokenizer: Tokenizer, name: str, about: dict[str, str]
+) -> IntegerModel:
+    """The integer model of a MambaInteger state dict. Raises ModelFormatError if the result breaks a bound."""
+    ternary = config.weights == "ternary"
+    me = embedding_multiplier(state["embedding"])
+    tensors: dict[str, npt.NDArray[np.signedinteger]] = {
+        "token_embd.weight": torch.round(state["embedding"] / (me * 2.0**-12))
+        .clamp(-INT8, INT8)
+        .numpy()
+        .astype(np.int8),
+        "output_norm.scale": to_int(state["norm_f"], 6, INT8, np.int8),
+    }
+    k, _ = dyadic_hippo(config.n_heads, config.scan)
+    in_shift, out_shift = [], []
+    for i in range(config.n_layers):
+        p = {key.removeprefix(f"blocks.{i}."): v for key, v in state.items() if key.startswith(f"blocks.{i}.")}
+        w_in, m_in, s_in = quantise_linear(p["in_proj"], ternary)
+        w_out, m_out, s_out = quantise_linear(p["out_proj"], ternary)
+        in_shift.append(s_in)
+        out_shift.append(s_out)
+        tensors |= {
+            f"blk.{i}.norm1.scale": to_int(p["norm1"], 6, INT8, np.int8),
+            f"blk.{i}.in_proj.weight": w_in,
+            f"blk.{i}.in_proj.mul": m_in,
+            f"blk.{i}.conv.weight": to_int(p["conv_weight"], 6, INT8, np.int8),
+            f"blk.{i}.conv.bias": to_int(p["conv_bias"], 8, INT16, np.int16),
+            f"blk.{i}.scan.k": k.numpy().astype(np.int8),
+            f"blk.{i}.scan.A": np.maximum(to_int(p["log_a"].exp() * torch.exp2(k.float()), 4, 1 << 19, np.int32), 1),
+            f"blk.{i}.scan.base": to_int(p["base"], 8, INT16, np.int16),
+            f"blk.{i}.scan.skip": to_int(p["skip"], 6, INT8, np.int8),
+            f"blk.{i}.norm2.scale": to_int(p["norm2"], 6, INT8, np.int8),
+            f"blk.{i}.out_proj.weight": w_out,
+            f"blk.{i}.out_proj.mul": m_out,
+        }
+    model = IntegerModel(
+        config=config,
+        name=name,
+        about=about,
+        embed_mul=int(me),
+        logit_shift=LOGIT_SHIFT,
+        in_proj_shift=in_shift,
+        out_proj_shift=out_shift,
+        tensors=tensors,
+        tokenizer=tokenizer.to_bytes(),
+    )
+    bounds.check(model)
+    return model
+
+
+def export(
+    run: Path, out: Path, name: str, tokenizer: Path | None = None, about: dict[str, str] | None = None
+) -> IntegerModel:
+    """Writes the model file of a run (a directory or a checkpoint file) and returns it as read back.
+
+    Raises CheckpointError for a damaged, foreign or float checkpoint, ModelFormatError if a bound is broken.
+    """
+    path = run / CHECKPOINT if run.is_dir() else run
+    tensors, meta = load_checkpoint(path)
+    if meta["train"]["arithmetic"] != "integer":
+        raise CheckpointError(f"{path} is a float baseline; only integer models can be exported")
+    state = {key.removeprefix("model."): v for key, v in tensors.items() if key.startswith("model.")}
+    vocabulary = Tokenizer.load(tokenizer or meta["train"]["tokenizer"])
+    write_model(out, export_state(state, ModelConfig(**meta["model"]), vocabulary, name, about or {}))
+    return read_model(out)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """`mamba-integer export`. Raises MambaIntegerError for users' mistakes."""
+    p = argparse.ArgumentParser(
+        prog="mamba-integer export", description="Turn a training run into an integer model file."
+    )
+    p.add_argument(
+        "run",
+        type=Path,
+        nargs="?",
+        default=Path("runs/tinystories"),
+        help="run directory or checkpoint file (default: %(default)s)",
+    )
+    p.add_argument("-o", "--output", type=Path, help="model file to write (default: NAME.gguf)")
+    p.add_argument("--name", help="name of the model (default: that of the run)")
+    p.add_argument("--tokenizer", type=Path, help="tokenizer file (default: the run's)")
+    p.add_argument("--description", default="", help="a sentence for people")
+    p.add_argument("--license", default="", help="licence of model and data")
+    p.add_argument("--source", default="", help="where the data came from")
+    p.add_argument("--json", action="store_true", help="print a summary as JSON")
+    a = p.parse_args(argv)
+    name = a.name or a.run.resolve().name
+    out = a.output or Path(f"{name}.gguf")
+    about = {k: getattr(a, k) for k in ("description", "license", "source") if getattr(a, k)}
+    model = export(a.run, out, name, a.tokenizer, about)
+    summary = {"model": str(out), "name": name, "bytes": out.stat().st_size, "model_digest": model.digest}
+    print(json.dumps(summary) if a.json else f"{out}: {summary['bytes']:,} bytes, digest {model.digest}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,5 @@
+"""PyTorch modules that train the integer model: the forward pass rounds as spec/ARITHMETIC.md says, gradients pass straight through."""
+
+from mamba_integer.nn.model import FloatMamba, MambaInteger, build_model
+
+__all__ = ["FloatMamba", "MambaInteger", "build_model"]

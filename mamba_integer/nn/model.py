@@ -1,0 +1,244 @@
+"""The trainable models: `MambaInteger`, whose forward pass is that of the integer model, and `FloatMamba`, the Mamba-2-style baseline of the same shape.
+
+Glossary (paper symbol, spec name): residual stream r; u, the block's normalised input; z, the gate branch; x, B, C, dt as in Mamba-2
+(Dao & Gu 2024, arXiv:2405.21060); n = 1 − m/2^k, the decay (paper: exp(ΔA)); m/2^k, the input gate (paper: Δ).
+This module knows nothing of files, data or optimisers.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.autograd import Function
+from torch.autograd.function import once_differentiable
+
+from mamba_integer.arithmetic import ROTATION_FREQUENCIES
+from mamba_integer.config import ModelConfig
+from mamba_integer.nn.init import dyadic_hippo
+from mamba_integer.nn.quant import (
+    ACTIVATIONS,
+    FIFTEEN_BITS,
+    INT8,
+    INT16,
+    SIX_BITS,
+    BitShiftNorm,
+    QuantEmbedding,
+    QuantWeight,
+    Round,
+    RoundUnbounded,
+)
+from mamba_integer.nn.scan import chunked_scan, segments
+
+EMBED_SCALE = 16.0  # the residual starts at 16 times the (tied) embedding; logit_shift of the spec is 12 + 5
+CONV_WIDTH = 4
+
+Crossings = list[tuple[Tensor, Tensor]]
+
+
+class CausalConv(Function):
+    """Depthwise convolution over time that does not reach into an earlier document.
+
+    p [B, T, C], weight [C, 4] (oldest tap first), bias [C]; crossings[i] = (batch, time) indices of the positions whose tap i + 1 back lies in another
+    document: there the tap's product is taken out again, which is cheaper than masking every position.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, p: Tensor, weight: Tensor, bias: Tensor, crossings: Crossings) -> Tensor:
+        ctx.save_for_backward(p, weight)
+        ctx.crossings = crossings
+        out = torch.addcmul(bias, p, weight[:, -1])
+        for back, (row, t) in enumerate(crossings, 1):
+            w = weight[:, -1 - back]
+            out[:, back:].addcmul_(p[:, :-back], w)
+            out[row, t] -= p[row, t - back] * w
+        return out
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
+        p, weight = ctx.saved_tensors
+        grad_p = grad * weight[:, -1]
+        grad_w = [(grad * p).flatten(0, 1).sum(0)]
+        for back, (row, t) in enumerate(ctx.crossings, 1):
+            w = weight[:, -1 - back]
+            grad_p[:, :-back].addcmul_(grad[:, back:], w)
+            grad_p.index_put_((row, t - back), -grad[row, t] * w, accumulate=True)
+            taken = (grad[row, t] * p[row, t - back]).sum(0)
+            grad_w.append((grad[:, back:] * p[:, :-back]).flatten(0, 1).sum(0) - taken)
+        return grad_p, torch.stack(grad_w[::-1], 1), grad.flatten(0, 1).sum(0), None
+
+
+class Positions:
+    """What the layers need to know of document boundaries. reset: bool [B, T], True where a document starts."""
+
+    def __init__(self, reset: Tensor) -> None:
+        self.seg = segments(reset)
+        self.crossings: Crossings = []
+        for back in range(1, CONV_WIDTH):
+            row, t = torch.nonzero(self.seg[:, back:] != self.seg[:, :-back], as_tuple=True)
+            self.crossings.append((row, t + back))
+        index = torch.arange(reset.shape[1], device=reset.device).expand(reset.shape)
+        self.index = index - torch.cummax(torch.where(reset, index, torch.zeros_like(index)), 1).values
+
+
+class IntegerBlock(nn.Module):
+    """One layer, section 8 of the spec. Parameters are the real numbers that the exported integers stand for."""
+
+    shift: Tensor
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.config = config
+        d, e, h, n = config.d_model, config.d_inner, config.n_heads, config.d_state
+        channel = config.norm_scale == "channel"
+        self.norm1 = nn.Parameter(torch.ones(d if channel else 1))
+        self.in_proj = nn.Parameter(torch.randn(2 * e + 2 * n + h, d) * d**-0.5)
+        self.conv_weight = nn.Parameter(torch.rand(e + 2 * n, CONV_WIDTH) - 0.5)
+        self.conv_bias = nn.Parameter(torch.zeros(e + 2 * n))
+        k, a = dyadic_hippo(h, config.scan)
+        self.register_buffer("shift", k)
+        self.log_a = nn.Parameter(a.log())
+        self.base = nn.Parameter(torch.zeros(h))
+        self.skip = nn.Parameter(torch.ones(h))
+        self.norm2 = nn.Parameter(torch.ones(e if channel else 1))
+        self.out_proj = nn.Parameter(torch.randn(d, e) * (e * config.n_layers) ** -0.5)
+        with torch.no_grad():
+            self.in_proj[-h:] *= 0.5
+
+    def modulation(self, dt: Tensor) -> Tensor:
+        """m of the spec (section 7), dt [..., H] on the Q8 grid -> integers 1 … m_max as float [..., H]."""
+        c = self.config
+        scale = torch.exp2(self.shift.to(dt.dtype))
+        a = Round.apply(self.log_a.exp() * scale, 4, 1 << 19)
+        mod = (1.0 + dt + Round.apply(self.base, 8, INT16)).clamp(0.125, 4.0)
+        m: Tensor = RoundUnbounded.apply(mod * a, 0, 1 << 24)
+        return m.clamp(min=1.0).minimum(torch.full_like(scale, 255.0) if c.scan == "convex" else scale - 1.0)
+
+    def forward(self, r: Tensor, pos: Positions) -> Tensor:
+        """r [B, T, D] on the Q8 grid -> the same after this layer."""
+        c = self.config
+        e, n, h = c.d_inner, c.d_state, c.n_heads
+        batch, length, _ = r.shape
+        ternary = c.weights == "ternary"
+        act, gate = ACTIVATIONS[c.activation], ACTIVATIONS[c.gate]
+        g1, g2, skip = (Round.apply(v, 6, INT8) for v in (self.norm1, self.norm2, self.skip))
+
+        u = BitShiftNorm.apply(r, g1, 8, c.norm_mantissa)
+        p = RoundUnbounded.apply(F.linear(u, QuantWeight.apply(self.in_proj, ternary)), 8, INT16)
+        z, xbc, dt = p.split([e, e + 2 * n, h], -1)
+        xbc = CausalConv.apply(
+            xbc, Round.apply(self.conv_weight, 6, INT8), Round.apply(self.conv_bias, 8, INT16), pos.crossings
+        )
+        xbc = RoundUnbounded.apply(xbc, 8, INT16)
+        x = act.apply(xbc[..., :e], 5, INT8)
+        if c.rotation:
+            b, cc = (self.rotate(act.apply(v, 8, INT16), pos) for v in xbc[..., e:].split(n, -1))
+            b, cc = Round.apply(b, 3, SIX_BITS), Round.apply(cc, 3, SIX_BITS)
+        else:
+            b, cc = act.apply(xbc[..., e:], 3, SIX_BITS).split(n, -1)
+
+        replaced = self.modulation(dt) * torch.exp2(-self.shift.to(dt.dtype))  # m / 2^k
+        heads = x.view(batch, length, h, -1)
+        y = chunked_scan(heads * replaced[..., None], torch.log1p(-replaced), b, cc, pos.seg)
+        y = RoundUnbounded.apply(y + heads * skip[:, None], 8, INT16).reshape(batch, length, e)
+
+        o = Round.apply(y * gate.apply(z, 8, FIFTEEN_BITS), 10, (1 << 17) - 1)
+        v = BitShiftNorm.apply(o, g2, 10, c.norm_mantissa)
+        out: Tensor = RoundUnbounded.apply(F.linear(v, QuantWeight.apply(self.out_proj, ternary)), 8, INT16)
+        return r + out
+
+    def rotate(self, v: Tensor, pos: Positions) -> Tensor:
+        """Rotation of section 10 of the spec: pairs (i, i + N/2) by the angle 2π·f_i·position/1024."""
+        half = v.shape[-1] // 2
+        f = torch.tensor(ROTATION_FREQUENCIES[:half], device=v.device)
+        angle = (pos.index[..., None] * f % 1024).to(v.dtype) * (2 * math.pi / 1024)
+        a, b = v.chunk(2, -1)
+        cos, sin = angle.cos(), angle.sin()
+        return torch.cat([a * cos - b * sin, a * sin + b * cos], -1)
+
+
+class MambaInteger(nn.Module):
+    """The integer model. forward: token ids int64 [B, T], reset bool [B, T] -> logits float32 [B, T, V] (natural-log units)."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.embedding = nn.Parameter(torch.randn(config.vocab_size, config.d_model) * 0.03)
+        self.blocks = nn.ModuleList([IntegerBlock(config) for _ in range(config.n_layers)])
+        self.norm_f = nn.Parameter(torch.ones(config.d_model if config.norm_scale == "channel" else 1))
+
+    def forward(self, tokens: Tensor, reset: Tensor) -> Tensor:
+        pos = Positions(reset)
+        embedding = QuantEmbedding.apply(self.embedding)
+        r = F.embedding(tokens, embedding) * EMBED_SCALE
+        for block in self.blocks:
+            r = block(r, pos)
+        u = BitShiftNorm.apply(r, Round.apply(self.norm_f, 6, INT8), 8, self.config.norm_mantissa)
+        return F.linear(u, embedding)
+
+
+class FloatBlock(nn.Module):
+    """A Mamba-2 block in floating point: RMSNorm, softplus step sizes, SiLU, gated RMSNorm."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.config = config
+        d, e, h, n = config.d_model, config.d_inner, config.n_heads, config.d_state
+        self.norm1 = nn.Parameter(torch.ones(d))
+        self.in_proj = nn.Parameter(torch.randn(2 * e + 2 * n + h, d) * d**-0.5)
+        self.conv_weight = nn.Parameter(torch.rand(e + 2 * n, CONV_WIDTH) - 0.5)
+        self.conv_bias = nn.Parameter(torch.zeros(e + 2 * n))
+        _, a = dyadic_hippo(h, "literal")  # the same time constants to start from
+        step = torch.logspace(-1, -3, h)
+        self.log_a = nn.Parameter((a / step).log())
+        self.base = nn.Parameter(step + torch.log(-torch.expm1(-step)))  # softplus(base) = step
+        self.skip = nn.Parameter(torch.ones(h))
+        self.norm2 = nn.Parameter(torch.ones(e))
+        self.out_proj = nn.Parameter(torch.randn(d, e) * (e * config.n_layers) ** -0.5)
+        with torch.no_grad():
+            self.in_proj[-h:] *= 0.5
+
+    def forward(self, r: Tensor, pos: Positions) -> Tensor:
+        c = self.config
+        e, n, h = c.d_inner, c.d_state, c.n_heads
+        batch, length, _ = r.shape
+        p = F.linear(F.rms_norm(r, (c.d_model,), self.norm1, 1e-5), self.in_proj)
+        z, xbc, dt = torch.split(p, [e, e + 2 * n, h], -1)
+        xbc = F.silu(CausalConv.apply(xbc, self.conv_weight, self.conv_bias, pos.crossings))
+        x, b, cc = torch.split(xbc, [e, n, n], -1)
+        step = F.softplus(dt + self.base)
+        heads = x.view(batch, length, h, -1)
+        y = chunked_scan(heads * step[..., None], -self.log_a.exp() * step, b, cc, pos.seg) + heads * self.skip[:, None]
+        o = F.rms_norm(y.reshape(batch, length, e) * F.silu(z), (e,), self.norm2, 1e-5)
+        return r + F.linear(o, self.out_proj)
+
+
+class FloatMamba(nn.Module):
+    """The float baseline of the same shape; same interface as MambaInteger."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.embedding = nn.Parameter(torch.randn(config.vocab_size, config.d_model) * 0.03)
+        self.blocks = nn.ModuleList([FloatBlock(config) for _ in range(config.n_layers)])
+        self.norm_f = nn.Parameter(torch.ones(config.d_model))
+
+    def forward(self, tokens: Tensor, reset: Tensor) -> Tensor:
+        pos = Positions(reset)
+        r = F.embedding(tokens, self.embedding) * EMBED_SCALE
+        for block in self.blocks:
+            r = block(r, pos)
+        return F.linear(F.rms_norm(r, (self.config.d_model,), self.norm_f, 1e-5), self.embedding)
+
+
+def build_model(config: ModelConfig, arithmetic: str = "integer") -> MambaInteger | FloatMamba:
+    """`arithmetic`: "integer" or "float". Raises ValueError otherwise."""
+    if arithmetic == "integer":
+        return MambaInteger(config)
+    if arithmetic == "float":
+        return FloatMamba(config)
+    raise ValueError(f"arithmetic must be 'integer' or 'float', not {arithmetic!r}")

@@ -1,0 +1,1 @@
+"""Training: data, checkpoints, the pre-training loop and its metrics."""

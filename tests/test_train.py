@@ -1,0 +1,250 @@
+"""Training runs: exact resumption, crash safety, bad input."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from mamba_integer import export
+from mamba_integer.config import ModelConfig
+from mamba_integer.engine import Model
+from mamba_integer.errors import ArgumentError, CheckpointError, MambaIntegerError
+from mamba_integer.evaluate import evaluate
+from mamba_integer.nn import build_model
+from mamba_integer.tokenizer import Tokenizer
+from mamba_integer.train import pretrain
+from mamba_integer.train.checkpoint import load_checkpoint, restore, save_checkpoint
+from mamba_integer.train.data import Batches, padded_documents, token_stream
+from mamba_integer.train.metrics import Metrics
+
+STORIES = "\n<|endoftext|>\n".join(
+    f"The {a} {b} saw a {c}. It was {d}, and the {b} was happy."
+    for a in ("big", "red")
+    for b in ("dog", "cat", "bird")
+    for c in ("tree", "ball")
+    for d in ("tall", "new", "lost")
+)
+CONFIG = ModelConfig(d_model=32, n_layers=1, n_heads=2, head_dim=32, d_state=4, vocab_size=280, context_length=32)
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> pretrain.TrainConfig:
+    (tmp_path / "text.txt").write_text(STORIES)
+    Tokenizer.train(STORIES, CONFIG.vocab_size).save(tmp_path / "small.bpe")
+    text = str(tmp_path / "text.txt")
+    return pretrain.TrainConfig(
+        data=text, valid=text, tokenizer=str(tmp_path / "small.bpe"), tokens=12 * 2 * 32, batch=2, warmup=2,
+        log_every=3, valid_every=5, valid_documents=3, threads=1,
+    )  # fmt: skip
+
+
+def quiet(line: str) -> None:
+    pass
+
+
+def interrupt_at(step: int) -> object:
+    """A `report` that asks the run to stop, as Ctrl-C does, once it has reported `step`."""
+
+    def report(line: str) -> None:
+        if line.startswith(f"step {step}/"):
+            signal.raise_signal(signal.SIGINT)
+
+    return report
+
+
+def test_a_resumed_run_equals_an_uninterrupted_one(files: pretrain.TrainConfig, tmp_path: Path) -> None:
+    whole = pretrain.train(CONFIG, files, tmp_path / "whole", quiet)
+    stopped = pretrain.train(CONFIG, files, tmp_path / "parts", interrupt_at(6))  # type: ignore[arg-type]
+    assert stopped == {"complete": False, "step": 6}
+    resumed = pretrain.train(CONFIG, files, tmp_path / "parts", quiet)
+    a, _ = load_checkpoint(tmp_path / "whole" / pretrain.CHECKPOINT)
+    b, _ = load_checkpoint(tmp_path / "parts" / pretrain.CHECKPOINT)
+    assert a.keys() == b.keys()
+    assert all(torch.equal(a[k], b[k]) for k in a)
+    assert any(k.startswith("optimizer.exp_avg.") for k in a)
+    assert whole["nats_per_token"] == resumed["nats_per_token"]
+    steps = [json.loads(line)["step"] for line in (tmp_path / "parts" / "metrics.jsonl").read_text().splitlines()]
+    assert steps == sorted(steps)
+    assert list((tmp_path / "parts").glob("events.*")), "TensorBoard events"
+
+
+@pytest.mark.parametrize("arithmetic", ["integer", "float"])
+def test_training_learns(files: pretrain.TrainConfig, tmp_path: Path, arithmetic: str) -> None:
+    t = dataclasses.replace(files, arithmetic=arithmetic, tokens=60 * 2 * 32, lr=1e-2)
+    summary = pretrain.train(CONFIG, t, tmp_path / "run", quiet)
+    assert summary["nats_per_token"] < 2.5, "untrained: ln 280 = 5.6"
+
+
+def test_exported_model_has_the_loss_that_training_saw(files: pretrain.TrainConfig, tmp_path: Path) -> None:
+    summary = pretrain.train(CONFIG, dataclasses.replace(files, lr=1e-2), tmp_path / "run", quiet)
+    export.export(tmp_path / "run", tmp_path / "m.gguf", "small")
+    result = evaluate(Model.load(tmp_path / "m.gguf"), tmp_path / "text.txt")
+    assert result.nats_per_token == pytest.approx(summary["nats_per_token"], rel=0.005)
+    assert result.bits_per_byte == pytest.approx(summary["bits_per_byte"], rel=0.005)
+
+
+def test_a_float_baseline_cannot_be_exported(files: pretrain.TrainConfig, tmp_path: Path) -> None:
+    pretrain.train(CONFIG, dataclasses.replace(files, arithmetic="float", tokens=64), tmp_path / "run", quiet)
+    with pytest.raises(CheckpointError, match="float baseline"):
+        export.export(tmp_path / "run", tmp_path / "m.gguf", "small")
+    assert not (tmp_path / "m.gguf").exists()
+
+
+def test_another_models_run_is_not_resumed(files: pretrain.TrainConfig, tmp_path: Path) -> None:
+    pretrain.train(CONFIG, dataclasses.replace(files, tokens=64), tmp_path / "run", quiet)
+    with pytest.raises(CheckpointError, match="another model"):
+        pretrain.train(dataclasses.replace(CONFIG, n_layers=2), files, tmp_path / "run", quiet)
+
+
+KILLED = """
+import sys, torch
+from pathlib import Path
+from mamba_integer.train.checkpoint import save_checkpoint
+model = torch.nn.Linear(700, 700)
+optimizer = torch.optim.AdamW(model.parameters())
+print("ready", flush=True)
+step = 0
+while True:
+    with torch.no_grad():
+        model.weight.fill_(step)
+    save_checkpoint(Path(sys.argv[1]), model, optimizer, {"step": step})
+    step += 1
+"""
+
+
+def test_sigkill_while_writing_leaves_a_good_checkpoint(tmp_path: Path) -> None:
+    path = tmp_path / "checkpoint.safetensors"
+    rng = np.random.default_rng(0)
+    for _ in range(4):
+        p = subprocess.Popen([sys.executable, "-c", KILLED, str(path)], stdout=subprocess.PIPE)
+        assert p.stdout is not None
+        p.stdout.readline()
+        while not path.exists():
+            time.sleep(0.005)
+        time.sleep(float(rng.uniform(0.0, 0.1)))
+        p.kill()
+        p.wait()
+        p.stdout.close()
+        tensors, meta = load_checkpoint(path)
+        assert (tensors["model.weight"] == meta["step"]).all(), "the state and the step it says it is of"
+
+
+FULL_DISK = """
+import resource, signal, sys, torch
+from pathlib import Path
+from mamba_integer.errors import CheckpointError
+from mamba_integer.train.checkpoint import save_checkpoint
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, 10_000))
+model = torch.nn.Linear(700, 700)
+try:
+    save_checkpoint(Path(sys.argv[1]), model, torch.optim.AdamW(model.parameters()), {})
+except CheckpointError as e:
+    print(e)
+"""
+
+
+def test_a_full_disk_leaves_the_last_good_checkpoint(tmp_path: Path) -> None:
+    path = tmp_path / "checkpoint.safetensors"
+    model = torch.nn.Linear(3, 3)
+    save_checkpoint(path, model, torch.optim.AdamW(model.parameters()), {"step": 7})
+    out = subprocess.run([sys.executable, "-c", FULL_DISK, str(path)], capture_output=True, text=True, check=True)
+    assert "the last one is still there" in out.stdout
+    assert load_checkpoint(path)[1] == {"step": 7}
+    assert list(tmp_path.iterdir()) == [path], "no partial file stays behind"
+
+
+def test_damaged_checkpoints_are_named(tmp_path: Path) -> None:
+    path = tmp_path / "checkpoint.safetensors"
+    model = build_model(CONFIG)
+    save_checkpoint(path, model, torch.optim.AdamW(model.parameters()), {"step": 1})
+    good = path.read_bytes()
+    for bad in (b"", good[:100], good[: len(good) // 2], b"\xff" * 64 + good[64:]):
+        path.write_bytes(bad)
+        with pytest.raises(CheckpointError, match="checkpoint"):
+            load_checkpoint(path)
+    with pytest.raises(CheckpointError, match="cannot read"):
+        load_checkpoint(tmp_path / "none")
+    path.write_bytes(good)
+    tensors, _ = load_checkpoint(path)
+    with pytest.raises(CheckpointError, match="does not fit"):
+        restore(tensors, build_model(dataclasses.replace(CONFIG, d_model=64)))
+
+
+def test_batches_cover_an_epoch_once_and_depend_on_the_step_alone() -> None:
+    stream = np.arange(1000, dtype=np.uint16)
+    batches = Batches(stream, 3, 10, seed=4)
+    forward = [batches[i] for i in range(66)]
+    assert batches.rows == 98
+    starts = np.concatenate(forward)[:98, 0]
+    assert len(set(starts.tolist())) == 98
+    assert (np.diff(np.sort(starts)) == 10).all()
+    assert all((np.diff(b) == 1).all() for b in forward)
+    again = Batches(stream, 3, 10, seed=4)
+    for i in (65, 3, 40):
+        assert np.array_equal(again[i], forward[i])
+    assert not np.array_equal(Batches(stream, 3, 10, seed=5)[0], forward[0])
+    with pytest.raises(ArgumentError, match="too few"):
+        Batches(stream[:15], 3, 10, seed=0)
+
+
+def test_stream_and_padded_documents(tmp_path: Path) -> None:
+    path = tmp_path / "text.txt"
+    path.write_text("one two\n<|endoftext|>\n\nthree\n\n<|endoftext|>\n")
+    tok = Tokenizer.train("one two three", 258)
+    stream = token_stream(path, tok, tmp_path / "cache")
+    assert np.array_equal(stream, token_stream(path, tok, tmp_path / "cache"))
+    e = tok.eot
+    ids = tok.encode_batch(["one two", "three"])
+    assert stream.tolist() == [e, *ids[0], e, *ids[1], e]
+    for budget in (1, 1000):
+        seen = []
+        for tokens, scored in padded_documents(ids, e, budget):
+            for row, mask in zip(tokens, scored, strict=True):
+                n = int(mask.sum())
+                assert mask[:n].all()
+                seen.append(row[: n + 1].tolist())
+        assert sorted(seen) == sorted([[e, *x, e] for x in ids])
+
+
+def test_metrics_of_a_killed_run_are_mended(tmp_path: Path) -> None:
+    with contextlib.closing(Metrics(tmp_path, 0)) as m:
+        for step in (10, 20, 30):
+            m.log(step, loss=1.0, log2_tau=[1.0, 2.0])
+    with (tmp_path / "metrics.jsonl").open("a") as f:
+        f.write('{"step": 40, "lo')
+    with contextlib.closing(Metrics(tmp_path, 20)) as m:
+        m.log(30, loss=0.5)
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert [(line["step"], line["loss"]) for line in lines] == [(10, 1.0), (20, 1.0), (30, 0.5)]
+
+
+def test_learning_rate_warms_up_stays_and_falls() -> None:
+    t = pretrain.TrainConfig(data="", valid="", tokenizer="", lr=1.0, warmup=10, decay=0.5)
+    rates = [pretrain.learning_rate(t, step, 100) for step in range(100)]
+    assert rates[0] == pytest.approx(0.1)
+    assert rates[20:50] == [1.0] * 30
+    assert rates[75] == pytest.approx(0.5)
+    assert 0 < rates[99] < 0.05
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"data": "missing.txt"}, "missing.txt"),
+        ({"tokenizer": "missing.bpe"}, "missing.bpe"),
+    ],
+)
+def test_bad_input(files: pretrain.TrainConfig, tmp_path: Path, change: dict[str, str], message: str) -> None:
+    with pytest.raises(MambaIntegerError, match=message):
+        pretrain.train(CONFIG, dataclasses.replace(files, **change), tmp_path / "run", quiet)  # type: ignore[arg-type]
