@@ -28,7 +28,8 @@ CXX_SOURCES := $(shell find engine tokenizer -type f \( -name '*.cpp' -o -name '
 say = @printf '==> %s\n' $(1)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test vectors bench lint clean build native lint-python lint-rust lint-cpp test-rust test-cpp test-python
+.PHONY: help demo test vectors bench lint clean build native lint-python lint-rust lint-cpp test-rust test-cpp test-python \
+	test-package
 .NOTPARALLEL:
 
 help:
@@ -48,7 +49,7 @@ demo: $(STAMPS)/package $(STAMPS)/native
 build: $(STAMPS)/package
 native: $(STAMPS)/native
 
-test: lint test-rust test-cpp test-python
+test: lint test-rust test-cpp test-python test-package
 	$(call say,'all tests passed')
 
 vectors: $(STAMPS)/package
@@ -138,3 +139,15 @@ test-cpp: $(STAMPS)/cmake
 test-python: $(STAMPS)/package $(STAMPS)/dev $(STAMPS)/native
 	$(call say,'Python tests')
 	@$(BIN)/python -m pytest
+
+# What people would install: source distribution, wheel made from it, used from another folder.
+PACKAGE := build/package
+test-package: $(STAMPS)/package
+	$(call say,'the package as installed from its source distribution')
+	@rm -rf $(PACKAGE)
+	@mkdir -p $(PACKAGE)
+	@{ $(BIN)/maturin sdist --out $(PACKAGE) && CARGO_TARGET_DIR="$(CURDIR)/target/package" $(WITH_BIN) \
+		$(PIP) install --no-build-isolation --no-deps --no-index --target $(PACKAGE)/site $(PACKAGE)/*.tar.gz; } \
+		>$(PACKAGE)/log 2>&1 || { cat $(PACKAGE)/log >&2; exit 1; }
+	@cd $(PACKAGE) && PYTHONPATH=site ../../$(PY) -m mamba_integer info --json | grep -q '"file": "[^"]*/build/package/site/mamba_integer/models/' \
+		&& PYTHONPATH=site ../../$(PY) -m mamba_integer generate --prompt 'Once upon a time' --max-tokens 8

@@ -2,7 +2,7 @@
 
     python bench/parroting.py --data tinystories_train.txt [--model tinystories] [--samples 50] [--json]
 
-Words are compared without case and punctuation. Runs are found by a binary search over their length with 64-bit rolling hashes of all windows.
+Words are compared without case and punctuation. Runs of n words are found by 64-bit hashes, for n = 1, 2, 3 …
 """
 
 from __future__ import annotations
@@ -46,15 +46,26 @@ def window_hashes(numbers: Hashes, n: int) -> Hashes:
     return total
 
 
-def longest_shared_run(sample: Hashes, train: Hashes) -> int:
-    low, high = 0, len(sample)
-    while low < high:
-        n = (low + high + 1) >> 1
-        if np.isin(window_hashes(sample, n), window_hashes(train, n)).any():
-            low = n
-        else:
-            high = n - 1
-    return low
+class TrainingText:
+    """Knows for each run length, once asked, the sorted hashes of all runs of that length."""
+
+    def __init__(self, numbers: Hashes) -> None:
+        self._numbers = numbers
+        self._runs: dict[int, Hashes] = {}
+
+    def shares(self, sample: Hashes, n: int) -> bool:
+        """Does some run of n words of the sample stand in the training text?"""
+        if n not in self._runs:
+            self._runs[n] = np.sort(window_hashes(self._numbers, n))
+        runs, wanted = self._runs[n], window_hashes(sample, n)
+        at = np.minimum(np.searchsorted(runs, wanted), len(runs) - 1)
+        return bool((runs[at] == wanted).any())
+
+    def longest_shared_run(self, sample: Hashes) -> int:
+        n = 0
+        while n < len(sample) and self.shares(sample, n + 1):
+            n += 1
+        return n
 
 
 def main() -> int:
@@ -72,7 +83,7 @@ def main() -> int:
     vocabulary = {w: i for i, w in enumerate(dict.fromkeys(train_words))}
     rng = np.random.default_rng(0)
     codes = rng.integers(0, 1 << 63, len(vocabulary), dtype=np.uint64)
-    train = codes[np.array([vocabulary[w] for w in train_words])]
+    train = TrainingText(codes[np.array([vocabulary[w] for w in train_words])])
     results = []
     for seed in range(a.samples):
         prompt = OPENINGS[seed % len(OPENINGS)]
@@ -82,7 +93,7 @@ def main() -> int:
             0, 1 << 63, len(story), dtype=np.uint64
         )  # words that the training text lacks match nothing
         sample = np.array([codes[vocabulary[w]] if w in vocabulary else f for w, f in zip(story, fresh, strict=True)])
-        run = longest_shared_run(sample, train)
+        run = train.longest_shared_run(sample)
         results.append({"seed": seed, "prompt": prompt, "words": len(story), "longest_shared_run": run})
         if sys.stderr.isatty():
             print(f"\r{seed + 1}/{a.samples}", end="", file=sys.stderr, flush=True)
