@@ -146,7 +146,7 @@ test-package: $(STAMPS)/package
 	$(call say,'the package as installed from its source distribution')
 	@rm -rf $(PACKAGE)
 	@mkdir -p $(PACKAGE)
-	@{ $(BIN)/maturin sdist --out $(PACKAGE) && CARGO_TARGET_DIR="$(CURDIR)/target/package" $(WITH_BIN) \
+	@{ $(BIN)/maturin sdist --out $(PACKAGE) && CARGO_TARGET_DIR="$(CURDIR)/target" $(WITH_BIN) \
 		$(PIP) install --no-build-isolation --no-deps --no-index --target $(PACKAGE)/site $(PACKAGE)/*.tar.gz; } \
 		>$(PACKAGE)/log 2>&1 || { cat $(PACKAGE)/log >&2; exit 1; }
 	@cd $(PACKAGE) && PYTHONPATH=site ../../$(PY) -m mamba_integer info --json | grep -q '"file": "[^"]*/build/package/site/mamba_integer/models/' \
