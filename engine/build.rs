@@ -1,11 +1,13 @@
 //! Compiles the C++ sources of this crate into it.
 
 /// Every source of the library; CMakeLists.txt has the same list.
-const SOURCES: [&str; 7] = [
+const SOURCES: [&str; 9] = [
     "src/capi.cpp",
     "src/file.cpp",
+    "src/kernels.cpp",
     "src/model.cpp",
     "src/ops.cpp",
+    "src/ops_avx2.cpp",
     "src/sampler.cpp",
     "src/session.cpp",
     "src/sha256.cpp",

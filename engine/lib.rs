@@ -58,6 +58,7 @@ mod c {
     extern "C" {
         pub fn mi_last_error() -> *const c_char;
         pub fn mi_version() -> *const c_char;
+        pub fn mi_isa() -> *const c_char;
         pub fn mi_model_load(path: *const c_char, out: *mut *mut Model) -> c_int;
         pub fn mi_model_load_memory(data: *const c_void, size: usize, out: *mut *mut Model) -> c_int;
         pub fn mi_model_free(model: *mut Model);
@@ -472,6 +473,15 @@ pub fn version() -> &'static str {
         .expect("a version is ASCII")
 }
 
+/// Instruction set of this process's kernels, `"avx2"` or `"scalar"`; the environment variable `MAMBA_INTEGER_ISA` forces one. The bits are the
+/// same from all. `"none"` if the variable names one that this machine does not run; then no session can be made.
+pub fn isa() -> &'static str {
+    // SAFETY: a zero-terminated constant.
+    unsafe { CStr::from_ptr(c::mi_isa()) }
+        .to_str()
+        .expect("a name of an instruction set is ASCII")
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -479,6 +489,13 @@ mod tests {
     #[test]
     fn one_version() {
         assert_eq!(version(), env!("CARGO_PKG_VERSION"));
+    }
+
+    #[test]
+    fn an_instruction_set_is_chosen() {
+        if std::env::var_os("MAMBA_INTEGER_ISA").is_none() {
+            assert!(["scalar", "avx2"].contains(&isa()));
+        }
     }
 
     #[test]

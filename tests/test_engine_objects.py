@@ -19,7 +19,8 @@ from pathlib import Path
 import pytest
 
 ENGINE = Path(__file__).parents[1] / "engine"
-OBJECTS = ("ops", "session", "sampler", "capi", "sha256")  # what mi_session_… and mi_sha256 reach
+# What mi_session_… and mi_sha256 reach.
+OBJECTS = ("ops", "ops_avx2", "kernels", "session", "sampler", "capi", "sha256")
 
 _SCALAR_OR_PACKED = r"(?:ss|sd|sh|ps|pd|ph)"
 FORBIDDEN = {

@@ -46,6 +46,10 @@ typedef struct mi_sampling {
 const char *mi_last_error(void);
 /* Version of the engine, "MAJOR.MINOR.PATCH". */
 const char *mi_version(void);
+/* Instruction set of this process's kernels: "avx2" where the processor has it, or else "scalar". The environment
+ * variable MAMBA_INTEGER_ISA, read once, forces one of them; the bits are the same. If it names one that cannot be used
+ * here, this is "none" and mi_session_new fails. */
+const char *mi_isa(void);
 
 mi_status mi_model_load(const char *path, mi_model **out);
 /* The bytes are copied; they may be freed after the call. */

@@ -12,6 +12,7 @@
     default)  // of all that the library holds, only what this header declares is seen from outside
 #include "mamba_integer.h"
 #pragma GCC visibility pop
+#include "kernels.hpp"
 #include "model.hpp"
 #include "sampler.hpp"
 #include "session.hpp"
@@ -25,8 +26,8 @@ struct mi_session {
     mi::Session session;
     std::vector<mi::Candidate> candidates;  // [V], for the sampler
 
-    explicit mi_session(const mi::Model &model)
-        : session(model), candidates(static_cast<size_t>(model.config.vocab_size)) {}
+    mi_session(const mi::Model &model, const mi::ops::Kernels &kernels)
+        : session(model, kernels), candidates(static_cast<size_t>(model.config.vocab_size)) {}
 };
 
 namespace {
@@ -60,6 +61,11 @@ mi_status guarded(Body body) noexcept {
 const char *mi_last_error(void) { return last_error; }
 
 const char *mi_version(void) { return "0.1.0"; }
+
+const char *mi_isa(void) {
+    const mi::ops::Kernels *kernels = mi::ops::kernels();
+    return kernels ? kernels->isa : "none";
+}
 
 mi_status mi_model_load(const char *path, mi_model **out) {
     if (!path || !out) return fail(MI_ERR_ARGUMENT, "mi_model_load: null pointer");
@@ -118,8 +124,13 @@ const char *mi_model_tokenizer(const mi_model *model, size_t *size) {
 mi_status mi_session_new(const mi_model *model, mi_session **out) {
     if (!model || !out) return fail(MI_ERR_ARGUMENT, "mi_session_new: null pointer");
     *out = nullptr;
+    const mi::ops::Kernels *kernels = mi::ops::kernels();
+    if (!kernels)
+        return fail(MI_ERR_ARGUMENT,
+                    "MAMBA_INTEGER_ISA names an instruction set that this machine does not run; it may be scalar or, "
+                    "on x86-64 processors that have it, avx2");
     return guarded([&] {
-        *out = new mi_session(model->model);
+        *out = new mi_session(model->model, *kernels);
         return MI_OK;
     });
 }

@@ -10,6 +10,11 @@
 namespace mi::ops {
 namespace {
 
+// Where column `col` of row `row` lies.
+size_t at(int row, int cols, int col = 0) {
+    return static_cast<size_t>(row) * static_cast<size_t>(cols) + static_cast<size_t>(col);
+}
+
 // int8 x int8 -> int32. With x in 16-bit lanes this becomes a multiply-add of pairs (pmaddwd, smlal).
 int32_t dot(const int8_t *MI_RESTRICT w /* [n] */, const int16_t *MI_RESTRICT x /* [n] */, int n) {
     int32_t sum = 0;
@@ -75,10 +80,12 @@ NormScale norm(const int32_t *MI_RESTRICT x, const int8_t *MI_RESTRICT g, int d,
     return {j, mu};
 }
 
-void linear(const Linear &p, const int16_t *x, int16_t *out) {
+void linear(const Linear &p, const int16_t *x, int tokens, int16_t *out) {
     const int8_t *w = p.weight;
     for (int o = 0; o < p.rows; ++o, w += p.cols)
-        out[o] = static_cast<int16_t>(requantise(dot(w, x, p.cols), p.mul[o], p.shift));
+        for (int t = 0; t < tokens; ++t)
+            out[at(t, p.rows, o)] =
+                static_cast<int16_t>(requantise(dot(w, x + at(t, p.cols), p.cols), p.mul[o], p.shift));
 }
 
 void conv(const Layer &layer, int channels, int16_t *past, const int16_t *now, int16_t *out) {
@@ -161,8 +168,9 @@ void add(const int16_t *MI_RESTRICT x, int n, int32_t *MI_RESTRICT r) {
     for (int i = 0; i < n; ++i) r[i] = sat<18>(r[i] + x[i]);
 }
 
-void logits(const int8_t *e, const int16_t *u, int vocab_size, int d, int32_t *out) {
-    for (int v = 0; v < vocab_size; ++v, e += d) out[v] = dot(e, u, d);
+void logits(const int8_t *e, const int16_t *u, int vocab_size, int d, int tokens, int32_t *out) {
+    for (int v = 0; v < vocab_size; ++v, e += d)
+        for (int t = 0; t < tokens; ++t) out[at(t, vocab_size, v)] = dot(e, u + at(t, d), d);
 }
 
 }  // namespace mi::ops

@@ -1,4 +1,5 @@
-// The operations of a layer on vectors: the scalar reference, which every faster version must equal bit for bit.
+// The operations of a layer on vectors: the scalar reference, which every faster version (kernels.hpp) must equal bit
+// for bit.
 //
 // What this file knows: the primitives (arith.hpp) and shapes. What it does not know: files, sequences, sampling.
 // int8 activations travel in 16-bit lanes: the widest multiply-add that every machine has works on those, and nothing
@@ -22,8 +23,8 @@ void embed(const int8_t *e /* [d] */, int embed_mul, int d, int32_t *r /* [d] */
 // §4: |x| < 2^17 -> int8 Q5.
 NormScale norm(const int32_t *x /* [d] */, const int8_t *g /* [d] */, int d, int mantissa_bits, int16_t *out /* [d] */);
 
-// §5: int8 -> int16 Q8.
-void linear(const Linear &p, const int16_t *x /* [cols] */, int16_t *out /* [rows] */);
+// §5: int8 -> int16 Q8, for several tokens at once, each as alone.
+void linear(const Linear &p, const int16_t *x /* [tokens, cols] */, int tokens, int16_t *out /* [tokens, rows] */);
 
 // §6: `past` holds the three inputs before `now`, oldest first, and is moved on by one.
 void conv(const Layer &layer, int channels, int16_t *past /* [3, channels] */, const int16_t *now /* [channels] */,
@@ -55,7 +56,8 @@ void gate(const int16_t *y /* [n] Q8 */, const int16_t *g /* [n] Q8 */, int n, i
 // r = sat18(r + x).
 void add(const int16_t *x /* [n] Q8 */, int n, int32_t *r /* [n] Q8 */);
 
-// §9: logits = sum_c e[v,c] u_c, exact.
-void logits(const int8_t *e /* [V, d] */, const int16_t *u /* [d] */, int vocab_size, int d, int32_t *out /* [V] */);
+// §9: logits = sum_c e[v,c] u_c, exact, for several tokens at once.
+void logits(const int8_t *e /* [V, d] */, const int16_t *u /* [tokens, d] */, int vocab_size, int d, int tokens,
+            int32_t *out /* [tokens, V] */);
 
 }  // namespace mi::ops

@@ -42,22 +42,22 @@ class SiteName {
 
 }  // namespace
 
-Session::Session(const Model &model) : model_(model) {
+Session::Session(const Model &model, const ops::Kernels &kernels) : model_(model), ops_(kernels) {
     const Config &c = model.config;
-    const int D = c.d_model, E = c.d_inner(), channels = c.d_conv();
+    const int D = c.d_model, E = c.d_inner(), channels = c.d_conv(), T = batch;
     state_.past.resize(elements(c.n_layers, 3, channels));
     state_.h.resize(elements(c.n_layers, E, c.d_state));
-    r_.resize(elements(D));
-    u_.resize(elements(D));
-    z_xbc_dt_.resize(elements(c.d_in_proj()));
+    r_.resize(elements(T, D));
+    u_.resize(elements(T, D));
+    z_xbc_dt_.resize(elements(T, c.d_in_proj()));
     c_.resize(elements(channels));
     xbc_.resize(elements(channels));
     m_.resize(elements(c.n_heads));
     y_.resize(elements(E));
     g_.resize(elements(E));
     o_.resize(elements(E));
-    v_.resize(elements(E));
-    out_.resize(elements(D));
+    v_.resize(elements(T, E));
+    out_.resize(elements(T, D));
     logits_.resize(elements(c.vocab_size));
     wide_.resize(elements(std::max(D, c.d_in_proj())));
 }
@@ -69,78 +69,105 @@ void Session::reset() {
 }
 
 void Session::feed(const uint32_t *tokens, size_t n, int32_t *all_logits) {
-    for (size_t i = 0; i < n; ++i) {
-        embed(tokens[i]);
-        for (int l = 0; l < model_.config.n_layers; ++l) layer(l);
+    const size_t most = trace_ ? 1 : batch;  // a trace tells of one token after the other
+    while (n > 0) {
+        const size_t now = std::min(n, most);
+        const int count = static_cast<int>(now);
+        embed(tokens, count);
+        for (int l = 0; l < model_.config.n_layers; ++l) layer(l, count);
+        tokens += now, n -= now;
         // Logits change nothing that follows: where nobody looks at them they are left out.
-        if (all_logits || trace_ || i + 1 == n) read_out();
-        if (all_logits) all_logits = std::copy(logits_.begin(), logits_.end(), all_logits);
-        ++state_.position;
+        if (all_logits) {
+            read_out(0, count, all_logits);
+            all_logits += now * logits_.size();
+            std::copy(all_logits - logits_.size(), all_logits, logits_.begin());
+        } else if (trace_ || n == 0) {
+            read_out(count - 1, 1, logits_.data());
+        }
+        state_.position += now;
     }
 }
 
-void Session::embed(uint32_t token) {
+void Session::embed(const uint32_t *tokens, int n) {
     const Config &c = model_.config;
-    ops::embed(model_.embedding + elements(static_cast<int>(token), c.d_model), c.embed_mul, c.d_model, r_.data());
+    for (int t = 0; t < n; ++t)
+        ops::embed(model_.embedding + elements(static_cast<int>(tokens[t]), c.d_model), c.embed_mul, c.d_model,
+                   r_.data() + elements(t, c.d_model));
     trace(-1, "embed", r_.data(), c.d_model);
 }
 
 // §8, line by line.
-void Session::layer(int l) {
+void Session::layer(int l, int n) {
     const Config &config = model_.config;
     const Layer &weights = model_.layers[static_cast<size_t>(l)];
-    const int D = config.d_model, E = config.d_inner(), N = config.d_state, H = config.n_heads,
-              channels = config.d_conv();
+    const int D = config.d_model;
 
-    const ops::NormScale scale1 = ops::norm(r_.data(), weights.norm1, D, config.norm_mantissa, u_.data());
-    trace_norm(l, "norm1", scale1, u_.data(), D);
+    for (int t = 0; t < n; ++t) {
+        int16_t *u = u_.data() + elements(t, D);  // [D]
+        const ops::NormScale scale = ops_.norm(r_.data() + elements(t, D), weights.norm1, D, config.norm_mantissa, u);
+        trace_norm(l, "norm1", scale, u, D);
+    }
+    ops_.linear(weights.in_proj, u_.data(), n, z_xbc_dt_.data());
+    for (int t = 0; t < n; ++t) mix(l, t);
+    ops_.linear(weights.out_proj, v_.data(), n, out_.data());
+    trace(l, "out_proj", out_.data(), D);
+    ops_.add(out_.data(), n * D, r_.data());
+    trace(l, "resid", r_.data(), D);
+}
 
-    ops::linear(weights.in_proj, u_.data(), z_xbc_dt_.data());
-    const int16_t *z = z_xbc_dt_.data(), *xbc = z + E, *dt = xbc + channels;  // [E], [E+2N], [H]
+void Session::mix(int l, int t) {
+    const Config &config = model_.config;
+    const Layer &weights = model_.layers[static_cast<size_t>(l)];
+    const int E = config.d_inner(), N = config.d_state, H = config.n_heads, channels = config.d_conv();
+
+    const int16_t *z = z_xbc_dt_.data() + elements(t, config.d_in_proj()), *xbc = z + E,
+                  *dt = xbc + channels;  // [E], [E+2N], [H]
     trace(l, "in_proj", z, config.d_in_proj());
 
     int16_t *past = state_.past.data() + elements(l, 3, channels);  // [3, E+2N]
-    ops::conv(weights, channels, past, xbc, c_.data());
+    ops_.conv(weights, channels, past, xbc, c_.data());
     trace(l, "conv", c_.data(), channels);
 
     int16_t *x = xbc_.data(), *B = x + E, *C = B + N;  // [E], [N], [N]
-    ops::activate(config.activation, c_.data(), E, 5, 8, x);
+    ops_.activate(config.activation, c_.data(), E, 5, 8, x);
     if (config.rotation) {
-        ops::activate(config.activation, c_.data() + E, 2 * N, 8, 16, B);  // B and C at once: they lie side by side
-        ops::rotate(state_.position, N, B);
-        ops::rotate(state_.position, N, C);
+        const uint64_t position = state_.position + static_cast<uint64_t>(t);
+        ops_.activate(config.activation, c_.data() + E, 2 * N, 8, 16, B);  // B and C at once: they lie side by side
+        ops::rotate(position, N, B);
+        ops::rotate(position, N, C);
     } else {
-        ops::activate(config.activation, c_.data() + E, 2 * N, 3, 6, B);
+        ops_.activate(config.activation, c_.data() + E, 2 * N, 3, 6, B);
     }
     trace(l, "x", x, E);
     trace(l, "B", B, N);
     trace(l, "C", C, N);
 
     int32_t *h = state_.h.data() + elements(l, E, N);  // [H, P, N]
-    ops::scan(weights, {H, config.head_dim, N, config.scan}, x, B, C, dt, h, m_.data(), y_.data());
+    ops_.scan(weights, {H, config.head_dim, N, config.scan}, x, B, C, dt, h, m_.data(), y_.data());
     trace(l, "m", m_.data(), H);
     trace(l, "state", h, E * N);
     trace(l, "y", y_.data(), E);
 
-    ops::activate(config.gate, z, E, 8, 15, g_.data());
+    ops_.activate(config.gate, z, E, 8, 15, g_.data());
     trace(l, "gate", g_.data(), E);
-    ops::gate(y_.data(), g_.data(), E, o_.data());
+    ops_.gate(y_.data(), g_.data(), E, o_.data());
     trace(l, "gated", o_.data(), E);
 
-    const ops::NormScale scale2 = ops::norm(o_.data(), weights.norm2, E, config.norm_mantissa, v_.data());
-    trace_norm(l, "norm2", scale2, v_.data(), E);
-    ops::linear(weights.out_proj, v_.data(), out_.data());
-    trace(l, "out_proj", out_.data(), D);
-    ops::add(out_.data(), D, r_.data());
-    trace(l, "resid", r_.data(), D);
+    int16_t *v = v_.data() + elements(t, E);  // [E]
+    const ops::NormScale scale = ops_.norm(o_.data(), weights.norm2, E, config.norm_mantissa, v);
+    trace_norm(l, "norm2", scale, v, E);
 }
 
-void Session::read_out() {
+void Session::read_out(int first, int n, int32_t *out) {
     const Config &c = model_.config;
-    const ops::NormScale scale = ops::norm(r_.data(), model_.norm_f, c.d_model, c.norm_mantissa, u_.data());
-    trace_norm(-1, "norm_f", scale, u_.data(), c.d_model);
-    ops::logits(model_.embedding, u_.data(), c.vocab_size, c.d_model, logits_.data());
-    trace(-1, "logits", logits_.data(), c.vocab_size);
+    for (int t = 0; t < n; ++t) {
+        int16_t *u = u_.data() + elements(t, c.d_model);  // [D]
+        const ops::NormScale scale =
+            ops_.norm(r_.data() + elements(first + t, c.d_model), model_.norm_f, c.d_model, c.norm_mantissa, u);
+        trace_norm(-1, "norm_f", scale, u, c.d_model);
+    }
+    ops_.logits(model_.embedding, u_.data(), c.vocab_size, c.d_model, n, out);
+    trace(-1, "logits", out, c.vocab_size);
 }
 
 void Session::trace(int layer, const char *name, const int32_t *values, int count) {

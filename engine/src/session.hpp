@@ -7,8 +7,8 @@
 #include <cstdint>
 #include <vector>
 
+#include "kernels.hpp"
 #include "model.hpp"
-#include "ops.hpp"
 
 namespace mi {
 
@@ -26,7 +26,7 @@ class Session {
   public:
     // Allocates all that the sequence will ever need; no other member allocates or throws. The model must outlive the
     // session.
-    explicit Session(const Model &model);
+    Session(const Model &model, const ops::Kernels &kernels);
 
     // Back to zero state, position 0.
     void reset();
@@ -43,9 +43,13 @@ class Session {
     void set_trace(TraceFn fn, void *user) { trace_ = fn, trace_user_ = user; }
 
   private:
-    void embed(uint32_t token);
-    void layer(int index);
-    void read_out();  // the final norm and the logits
+    // Tokens that go through the model together, so that a pass over the weights serves them all.
+    static constexpr size_t batch = 16;
+
+    void embed(const uint32_t *tokens /* [n] */, int n);
+    void layer(int index, int n);
+    void mix(int index, int t);                                  // between the projections: one token after another
+    void read_out(int first, int n, int32_t *out /* [n, V] */);  // the final norm and the logits of n tokens
 
     // The trace. Layer -1 stands for the sites outside layers.
     void trace(int layer, const char *name, const int32_t *values /* [count] */, int count);
@@ -53,20 +57,21 @@ class Session {
     void trace_norm(int layer, const char *name, ops::NormScale scale, const int16_t *values /* [count] */, int count);
 
     const Model &model_;
+    const ops::Kernels &ops_;
     State state_;
 
-    // What a token computes on its way. Nothing of it is read by the next token; the logits stay for the caller.
-    std::vector<int32_t> r_;         // [D] Q8, the residual
-    std::vector<int16_t> u_;         // [D] Q5, the residual normed
-    std::vector<int16_t> z_xbc_dt_;  // [2E+2N+H] Q8
+    // What tokens compute on their way. Nothing of it is read by the next ones; the logits stay for the caller.
+    std::vector<int32_t> r_;         // [batch, D] Q8, the residual
+    std::vector<int16_t> u_;         // [batch, D] Q5, the residual normed
+    std::vector<int16_t> z_xbc_dt_;  // [batch, 2E+2N+H] Q8
     std::vector<int16_t> c_;         // [E+2N] Q8, xBC after the convolution
     std::vector<int16_t> xbc_;       // [E+2N] x Q5, B and C Q3
     std::vector<int32_t> m_;         // [H] share of the state that is replaced
     std::vector<int16_t> y_;         // [E] Q8
     std::vector<int16_t> g_;         // [E] Q8
     std::vector<int32_t> o_;         // [E] Q10
-    std::vector<int16_t> v_;         // [E] Q5, o normed
-    std::vector<int16_t> out_;       // [D] Q8, what a layer adds to the residual
+    std::vector<int16_t> v_;         // [batch, E] Q5, o normed
+    std::vector<int16_t> out_;       // [batch, D] Q8, what a layer adds to the residual
     std::vector<int32_t> logits_;    // [V]
 
     TraceFn trace_ = nullptr;

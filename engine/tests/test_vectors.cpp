@@ -104,7 +104,7 @@ void test_bitlinear() {
         std::vector<int16_t> out(mul.size());
         mi::ops::linear(
             {weight.data(), mul.data(), static_cast<int>(mul.size()), static_cast<int>(x.size()), c["s"].as<int>()},
-            x.data(), out.data());
+            x.data(), 1, out.data());
         CHECK(out == c["out"].list<int16_t>());
     }
 }
