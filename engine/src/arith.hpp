@@ -21,8 +21,7 @@
 
 namespace mi {
 
-// ---- §1 Notation
-// -----------------------------------------------------------------------------------------------------------------------
+// ---- §1 Notation ----------------------------------------------------------------------------------------------------
 
 // floor((x + 2^(s-1)) / 2^s): rounding shift, halves go up. C++20 defines >> of a negative number as the floor.
 template <class Int>
@@ -52,8 +51,7 @@ MI_HD constexpr int bitlen(uint64_t v) {
 #endif
 }
 
-// ---- §2 Square roots
-// -------------------------------------------------------------------------------------------------------------------
+// ---- §2 Square roots ------------------------------------------------------------------------------------------------
 
 struct Rsqrt {
     uint32_t y;  // 2^15 ... 2^16
@@ -112,8 +110,7 @@ MI_HD constexpr int32_t sigmoid12(int32_t c) {
 // squareplus(c), Q8, 0 ... 2^15: (x + sqrt(x^2 + 4)) / 2.
 MI_HD constexpr int32_t squareplus(int32_t c) { return (c + isqrt(radicand(c))) >> 1; }
 
-// ---- §3 Activations
-// --------------------------------------------------------------------------------------------------------------------
+// ---- §3 Activations -------------------------------------------------------------------------------------------------
 
 enum class Activation : uint32_t { silu = 0, squareplus = 1 };
 
@@ -123,8 +120,7 @@ MI_HD constexpr int32_t act(Activation form, int32_t c) {
     return form == Activation::silu ? c * sigmoid12(c) : squareplus(c) - 256;
 }
 
-// ---- §4 BitShift norm
-// ------------------------------------------------------------------------------------------------------------------
+// ---- §4 BitShift norm -----------------------------------------------------------------------------------------------
 
 constexpr uint64_t norm_epsilon = uint64_t{1} << 14;  // where the sum of squares S starts
 
@@ -147,23 +143,20 @@ MI_HD constexpr int32_t norm_element(int32_t x, int32_t g, int j, int32_t mu, in
     return sat<8>(rshift(n * mu * g, out_shift));
 }
 
-// ---- §5 BitLinear
-// ----------------------------------------------------------------------------------------------------------------------
+// ---- §5 BitLinear ---------------------------------------------------------------------------------------------------
 
 // The dot product itself is ops.cpp's; this brings its sum to int16 Q8. The loader has checked that |acc m| + half <
 // 2^30.
 MI_HD constexpr int32_t requantise(int32_t acc, int32_t m, int s) { return sat<16>(rshift(acc * m, s)); }
 
-// ---- §6 Convolution step
-// ---------------------------------------------------------------------------------------------------------------
+// ---- §6 Convolution step --------------------------------------------------------------------------------------------
 
 // p0 (oldest) ... p3 int16 Q8, w int8 Q6, b int16 Q8. |sum| < 2^24.
 MI_HD constexpr int32_t conv4(int32_t p0, int32_t p1, int32_t p2, int32_t p3, const int8_t *w /* [4] */, int32_t b) {
     return sat<16>(rshift(p0 * w[0] + p1 * w[1] + p2 * w[2] + p3 * w[3], 6) + b);
 }
 
-// ---- §7 Selective scan
-// -----------------------------------------------------------------------------------------------------------------
+// ---- §7 Selective scan ----------------------------------------------------------------------------------------------
 
 enum class Scan : uint32_t { convex = 0, literal = 1 };
 
@@ -190,14 +183,12 @@ MI_HD constexpr int32_t scan_output(int32_t sum, int32_t skip, int32_t x) {
     return sat<16>(rshift(sum + skip * x * 64, 9));
 }
 
-// ---- §8 One layer
-// ----------------------------------------------------------------------------------------------------------------------
+// ---- §8 One layer ---------------------------------------------------------------------------------------------------
 
 // y and g int16 Q8; the result is Q10 in 18 bits.
 MI_HD constexpr int32_t gated(int32_t y, int32_t g) { return sat<18>(rshift(y * g, 6)); }
 
-// ---- §10 Dyadic-Cayley rotation
-// --------------------------------------------------------------------------------------------------------
+// ---- §10 Dyadic-Cayley rotation -------------------------------------------------------------------------------------
 
 struct Pair {
     int32_t x, y;
@@ -251,8 +242,7 @@ MI_HD constexpr Rotation rotation_at(uint64_t position, int i) {
     return Rotation(static_cast<uint32_t>(position & 1023) * static_cast<uint32_t>(kRotFrequency[i]), kRotModelScale);
 }
 
-// ---- §11 Sampler
-// -----------------------------------------------------------------------------------------------------------------------
+// ---- §11 Sampler ----------------------------------------------------------------------------------------------------
 
 // 2^16 * 2^(-F / 2^16) for F < 2^16, within 6 units, falling from 2^16 at F = 0.
 MI_HD constexpr uint32_t pow2neg(uint32_t F) {

@@ -78,8 +78,7 @@ class Cursor {
     size_t position_ = 0;
 };
 
-// ---- The tables of FORMAT.md
-// -----------------------------------------------------------------------------------------------------------
+// ---- The tables of FORMAT.md ----------------------------------------------------------------------------------------
 
 constexpr uint32_t gguf_u32 = 4, gguf_string = 8, gguf_array = 9;  // value types
 constexpr uint32_t gguf_i8 = 24, gguf_i16 = 25, gguf_i32 = 26;     // tensor types
@@ -156,8 +155,7 @@ uint64_t padded(uint64_t n) { return (n + alignment - 1) & ~uint64_t{alignment -
 
 }  // namespace
 
-// ---- The reader
-// ------------------------------------------------------------------------------------------------------------------------
+// ---- The reader -----------------------------------------------------------------------------------------------------
 
 class ModelReader {
   public:

@@ -17,8 +17,7 @@
 namespace mi::ops {
 namespace {
 
-// ---- Lanes
-// ------------------------------------------------------------------------------------------------------------------------------
+// ---- Lanes ----------------------------------------------------------------------------------------------------------
 
 MI_AVX2 inline __m256i load(const void *p) { return _mm256_loadu_si256(static_cast<const __m256i *>(p)); }
 MI_AVX2 inline void store(void *p, __m256i v) { _mm256_storeu_si256(static_cast<__m256i *>(p), v); }
@@ -63,8 +62,7 @@ MI_AVX2 inline __m256i sums(const __m256i (&a)[8]) {
     return _mm256_add_epi32(_mm256_permute2x128_si256(low, high, 0x20), _mm256_permute2x128_si256(low, high, 0x31));
 }
 
-// ---- §5 BitLinear and §9 logits
-// ---------------------------------------------------------------------------------------------------------
+// ---- §5 BitLinear and §9 logits -------------------------------------------------------------------------------------
 
 constexpr int block = 32;         // weights in a register
 constexpr int scratch = 1 << 16;  // bytes for the activations of as many tokens as fit; a row is at most 8192
@@ -186,8 +184,7 @@ MI_AVX2 void logits_avx2(const int8_t *e, const int16_t *u, int vocab_size, int 
     matrix(e, vocab_size, d, u, tokens, StoreTo{out});
 }
 
-// ---- §3 Activations
-// --------------------------------------------------------------------------------------------------------------------------
+// ---- §3 Activations -------------------------------------------------------------------------------------------------
 
 // What sigmoid12 and squareplus share: s = isqrt(v) of v = c^2 + 2^18, j = (bitlen(v) - 1) >> 1, and Y, within 3 * 10^-4
 // of 2^(16+j) / sqrt(v).
@@ -254,8 +251,7 @@ MI_AVX2 void activate_avx2(Activation form, const int16_t *c, int n, int q, int 
     std::copy_n(rest, n - i, out + i);
 }
 
-// ---- §4 BitShift norm
-// ------------------------------------------------------------------------------------------------------------------------
+// ---- §4 BitShift norm -----------------------------------------------------------------------------------------------
 
 MI_AVX2 NormScale norm_avx2(const int32_t *x, const int8_t *g, int d, int mantissa_bits, int16_t *out) {
     const int whole = d & -8;
@@ -283,8 +279,7 @@ MI_AVX2 NormScale norm_avx2(const int32_t *x, const int8_t *g, int d, int mantis
     return {j, mu};
 }
 
-// ---- §6 Convolution step
-// ---------------------------------------------------------------------------------------------------------------------
+// ---- §6 Convolution step --------------------------------------------------------------------------------------------
 
 MI_AVX2 void conv_avx2(const Layer &layer, int channels, int16_t *past, const int16_t *now, int16_t *out) {
     const int16_t *p0 = past, *p1 = p0 + channels, *p2 = p1 + channels;
@@ -310,8 +305,7 @@ MI_AVX2 void conv_avx2(const Layer &layer, int channels, int16_t *past, const in
     std::memcpy(past + 2 * channels, now, row);
 }
 
-// ---- §7 Selective scan
-// -----------------------------------------------------------------------------------------------------------------------
+// ---- §7 Selective scan ----------------------------------------------------------------------------------------------
 
 // One channel: its states move on, and its sum over them comes back, spread over the lanes.
 struct ConvexChannel {
@@ -368,8 +362,7 @@ MI_AVX2 void scan_avx2(const Layer &layer, const ScanShape &shape, const int16_t
     }
 }
 
-// ---- §8 One layer
-// ----------------------------------------------------------------------------------------------------------------------------
+// ---- §8 One layer ---------------------------------------------------------------------------------------------------
 
 MI_AVX2 void gate_avx2(const int16_t *y, const int16_t *g, int n, int32_t *o) {
     const Rshift rshift(6);

@@ -185,8 +185,7 @@ void test_operations(const Kernels &k) {
     }
 }
 
-// ---- Whole models
-// ----------------------------------------------------------------------------------------------------------------------------
+// ---- Whole models ---------------------------------------------------------------------------------------------------
 
 std::string logits_digest(const mi::Model &model, const Kernels &k, const std::vector<uint32_t> &tokens, size_t piece) {
     mi::Session session(model, k);

@@ -54,8 +54,7 @@ struct UserError : std::runtime_error {
     using std::runtime_error::runtime_error;
 };
 
-// ---- the command line
-// ------------------------------------------------------------------------------------------------------------------
+// ---- the command line -----------------------------------------------------------------------------------------------
 
 struct Options {
     string model = "tinystories";
@@ -146,8 +145,7 @@ std::optional<Options> parse(int argc, char **argv) {
     return o;
 }
 
-// ---- models
-// ----------------------------------------------------------------------------------------------------------------------------
+// ---- models ---------------------------------------------------------------------------------------------------------
 
 string find_model(const string &name, const char *argv0) {
     namespace fs = std::filesystem;
@@ -186,8 +184,7 @@ struct Freed {
 using Model = std::unique_ptr<mi_model, Freed<mi_model, mi_model_free>>;
 using Session = std::unique_ptr<mi_session, Freed<mi_session, mi_session_free>>;
 
-// ---- text
-// ------------------------------------------------------------------------------------------------------------------------------
+// ---- text -----------------------------------------------------------------------------------------------------------
 
 // The tokenizer inside a model file; or nothing, and then tokens are all there is.
 class Text {
@@ -256,8 +253,7 @@ class Text {
 #endif
 };
 
-// ---- generation
-// ------------------------------------------------------------------------------------------------------------------------
+// ---- generation -----------------------------------------------------------------------------------------------------
 
 // SHA-256 over the logits of every position that is fed, if it is wanted.
 class Feeder {
