@@ -371,16 +371,22 @@ def test_a_reader_that_goes_away(tiny: Path) -> None:
 
 def test_interrupt_is_quiet(tiny: Path) -> None:
     # This model's greedy text goes on for ever, which the loop below would notice if it did not.
-    process = subprocess.Popen(
+    with subprocess.Popen(
         command("generate", "--model", tiny, "--prompt", "The", "--temperature", "0", "--max-tokens", 2_000_000),
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
-    )
-    assert process.stdout is not None
-    assert process.stdout.read(200)
-    process.send_signal(signal.SIGINT)
-    _, err = process.communicate(timeout=60)
-    assert (process.returncode, err) == (130, b"")
+        preexec_fn=lambda: signal.signal(
+            signal.SIGINT, signal.SIG_DFL
+        ),  # a shell's background jobs inherit that it is ignored
+    ) as process:
+        try:
+            assert process.stdout is not None
+            assert process.stdout.read(200)
+            process.send_signal(signal.SIGINT)
+            _, err = process.communicate(timeout=60)
+            assert (process.returncode, err) == (130, b"")
+        finally:
+            process.kill()
 
 
 # ---- the standalone program ----------------------------------------------------------------------------------------------------------------------
