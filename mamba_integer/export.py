@@ -117,7 +117,9 @@ def export(
 def main(argv: list[str] | None = None) -> int:
     """`mamba-integer export`. Raises MambaIntegerError for users' mistakes."""
     p = argparse.ArgumentParser(
-        prog="mamba-integer export", description="Turn a training run into an integer model file."
+        prog="mamba-integer export",
+        description="Turn a training run into an integer model file.",
+        epilog="example: mamba-integer export runs/mine -o mine.gguf --name mine",
     )
     p.add_argument(
         "run",

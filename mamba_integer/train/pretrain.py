@@ -59,6 +59,23 @@ class TrainConfig:
     device: str = "cpu"
 
 
+OPTIONS = {
+    "tokens": "tokens to train on, in all",
+    "batch": "rows a step, each as long as the configuration's context",
+    "lr": "learning rate of the plateau",
+    "warmup": "steps until the plateau",
+    "decay": "share of the run over which the learning rate falls to 0",
+    "weight_decay": "of matrices; vectors have none",
+    "clip": "largest norm of the gradient",
+    "seed": "of initial weights and order of the data",
+    "valid_every": "steps between looks at the validation text",
+    "valid_documents": "documents of it while training; all of them at the end",
+    "log_every": "steps between lines of metrics",
+    "save_every": "seconds between checkpoints",
+    "threads": "of PyTorch; 0: what it chooses",
+}
+
+
 def learning_rate(t: TrainConfig, step: int, steps: int) -> float:
     """Warm-up, plateau, linear decay to zero."""
     falling = (steps - step) / max(1.0, t.decay * steps)
@@ -226,6 +243,7 @@ def main(argv: list[str] | None = None) -> int:
     p = argparse.ArgumentParser(
         prog="mamba-integer train",
         description="Train the integer model (or its float baseline). Start the same command again to resume.",
+        epilog="example: mamba-integer train --run runs/mine --data stories.txt --tokens 11000000 --batch 4 --lr 3e-3",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     p.add_argument("--run", type=Path, default=Path("runs/tinystories"), help="directory of the run")
@@ -245,7 +263,7 @@ def main(argv: list[str] | None = None) -> int:
         elif f.name == "device":
             p.add_argument(option, choices=("cpu", "cuda"), default=f.default, help="where to train")
         else:
-            p.add_argument(option, type=type(f.default), default=f.default, help=" ")
+            p.add_argument(option, type=type(f.default), default=f.default, help=OPTIONS[f.name])
     a = vars(p.parse_args(argv))
     run, config, as_json = a.pop("run"), a.pop("config"), a.pop("json")
     t = TrainConfig(**a)
