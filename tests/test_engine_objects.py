@@ -12,7 +12,6 @@ import os
 import platform
 import re
 import shlex
-import shutil
 import subprocess
 from pathlib import Path
 
@@ -115,9 +114,8 @@ def problems(binary: Path) -> list[str]:
 
 
 pytestmark = pytest.mark.skipif(
-    not all(shutil.which(tool) for tool in ("objdump", "nm"))
-    or platform.machine() not in ("x86_64", "aarch64", "arm64"),
-    reason="needs GNU binutils on x86-64 or AArch64",
+    platform.system() != "Linux" or platform.machine() not in ("x86_64", "aarch64"),
+    reason="knows the instructions of x86-64 and AArch64 as GNU binutils print them",
 )
 
 
