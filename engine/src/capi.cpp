@@ -5,6 +5,7 @@
 #include <cstring>
 #include <memory>
 #include <new>
+#include <string>
 #include <vector>
 
 #include "file.hpp"
@@ -72,7 +73,11 @@ mi_status mi_model_load(const char *path, mi_model **out) {
     *out = nullptr;
     return guarded([&] {
         mi::Bytes bytes = mi::read_file(path);
-        *out = new mi_model{mi::Model(std::move(bytes.data), bytes.size)};
+        try {
+            *out = new mi_model{mi::Model(std::move(bytes.data), bytes.size)};
+        } catch (const mi::FormatError &error) {
+            return fail(MI_ERR_FORMAT, (std::string(path) + ": " + error.what()).c_str());
+        }
         return MI_OK;
     });
 }
