@@ -10,7 +10,6 @@ import hashlib
 import os
 import stat
 import struct
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
@@ -22,6 +21,7 @@ import numpy.typing as npt
 
 from mamba_integer.config import ModelConfig
 from mamba_integer.errors import ArgumentError, ModelFormatError
+from mamba_integer.files import write_atomically
 
 FORMAT_VERSION = 1
 SPEC_VERSION = 1
@@ -160,18 +160,7 @@ def write_model(path: str | os.PathLike[str], model: IntegerModel) -> None:
     """Writes the file whole or not at all (temporary file, fsync, rename). ModelFormatError if the model breaks a limit of FORMAT.md."""
     data = serialize(model)
     parse(data)
-    path = Path(path)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        Path(temporary).chmod(0o644)
-        Path(temporary).replace(path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
+    write_atomically(path, data)
 
 
 def serialize(model: IntegerModel) -> bytes:

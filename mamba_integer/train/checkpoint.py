@@ -6,7 +6,6 @@ A checkpoint is written beside its target, flushed to disk and renamed over it, 
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 from typing import Any
 
@@ -16,21 +15,9 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from mamba_integer.errors import CheckpointError
+from mamba_integer.files import write_atomically
 
 VERSION = "1"
-
-
-def write_atomically(path: Path, data: bytes) -> None:
-    """Writes and fsyncs a temporary file in the same directory, then renames it to `path`. On a full disk the old file stays. Raises OSError."""
-    scratch = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with scratch.open("wb") as f:
-            f.write(data)
-            f.flush()
-            os.fsync(f.fileno())
-        os.replace(scratch, path)
-    finally:
-        scratch.unlink(missing_ok=True)
 
 
 def save_checkpoint(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, meta: dict[str, Any]) -> None:

@@ -25,9 +25,10 @@ from torch import Tensor
 
 from mamba_integer.config import ModelConfig
 from mamba_integer.errors import ArgumentError, CheckpointError
+from mamba_integer.files import write_atomically
 from mamba_integer.nn import FloatMamba, MambaInteger, build_model
 from mamba_integer.tokenizer import Tokenizer, documents, read_text
-from mamba_integer.train.checkpoint import load_checkpoint, restore, save_checkpoint, write_atomically
+from mamba_integer.train.checkpoint import load_checkpoint, restore, save_checkpoint
 from mamba_integer.train.data import Batches, padded_documents, token_stream
 from mamba_integer.train.metrics import Metrics, time_scales
 
