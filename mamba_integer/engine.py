@@ -28,6 +28,7 @@ DEFAULT_MODEL = "tinystories"
 MODEL_SUFFIX = ".gguf"
 
 Logits = npt.NDArray[np.int32]
+PART = 256  # tokens fed at a time: bounds what all logits of a long prompt take in memory
 TraceCallback = Callable[[int, str, npt.NDArray[np.int32]], object]
 
 
@@ -208,6 +209,12 @@ class Session:
         data = self._native.feed(_token_ids(tokens, self._vocab_size), all_logits=True)
         return self._rows(data or b"")
 
+    def feed_parts(self, tokens: Sequence[int]) -> Iterator[Logits]:
+        """As `feed`, at most PART tokens at a time, so that the memory needed does not grow with T: int32 [≤ PART, V], one after the other."""
+        ids = _token_ids(tokens, self._vocab_size)
+        for begin in range(0, len(ids), PART):
+            yield self._rows(self._native.feed(ids[begin : begin + PART], all_logits=True) or b"")
+
     def feed_last(self, tokens: Sequence[int]) -> None:
         """As `feed`, computing the last token's logits only (see `logits`)."""
         self._native.feed(_token_ids(tokens, self._vocab_size))
@@ -239,7 +246,7 @@ class Generation(Iterator[Piece]):
 
     prompt_tokens: what was fed first. tokens: the tokens chosen, the end token included. text: their text, a stop string and the end token left out.
     stop_reason: None while it runs, then "max_tokens", "end" (the end token) or "stop" (a stop string).
-    seconds: time spent on prompt and tokens. sampling: the sampling integers.
+    seconds: time spent on prompt and tokens. model, sampling (integers), max_tokens, stop: what was asked for.
     """
 
     def __init__(
@@ -253,7 +260,10 @@ class Generation(Iterator[Piece]):
     ) -> None:
         if max_tokens < 1:
             raise ArgumentError(f"max_tokens must be at least 1, not {max_tokens}")
+        self.model = model
         self.sampling = sampling
+        self.max_tokens = max_tokens
+        self.stop = (stop,) if isinstance(stop, str) else tuple(stop)
         self.prompt_tokens = _token_ids(prompt, model.config.vocab_size)
         if not self.prompt_tokens:
             raise ArgumentError("the prompt is empty")
@@ -264,9 +274,8 @@ class Generation(Iterator[Piece]):
         self._config = model.config
         self._eot = model.tokenizer.eot
         self._session = model.session()
-        self._max_tokens = max_tokens
         self._decoder = StreamDecoder(model.tokenizer)
-        self._stops = StopStrings([stop] if isinstance(stop, str) else stop)
+        self._stops = StopStrings(self.stop)
         self._logprobs = logprobs
         self._hash = hashlib.sha256()
 
@@ -274,15 +283,14 @@ class Generation(Iterator[Piece]):
         if self.stop_reason is not None:
             raise StopIteration
         began = time.perf_counter()
-        last = self.tokens[-1:] or self.prompt_tokens
-        logits = self._session.feed(last)
-        self._hash.update(logits.astype("<i4", copy=False).tobytes())
+        for logits in self._session.feed_parts(self.tokens[-1:] or self.prompt_tokens):
+            self._hash.update(logits.astype("<i4", copy=False).tobytes())
         token = self._session.sample(self.sampling, len(self.tokens))
         self.tokens.append(token)
         text = "" if token == self._eot else self._decoder.push(token)
         if token == self._eot:
             self.stop_reason = "end"
-        elif len(self.tokens) == self._max_tokens:
+        elif len(self.tokens) == self.max_tokens:
             self.stop_reason = "max_tokens"
         if self.stop_reason is not None:
             text += self._decoder.finish()

@@ -86,6 +86,11 @@ class Tokenizer:
         return self._native.to_bytes()
 
     @property
+    def digest(self) -> str:
+        """SHA-256 of the tokenizer file, 64 hexadecimal digits."""
+        return _native.sha256(self.to_bytes()).hex()
+
+    @property
     def vocab_size(self) -> int:
         """Number of token ids, the special token included."""
         return self._native.vocab_size

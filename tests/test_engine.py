@@ -18,7 +18,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mamba_integer import _native
-from mamba_integer.engine import Model, StopStrings, find_model, log_softmax
+from mamba_integer.engine import PART, Model, StopStrings, find_model, log_softmax
 from mamba_integer.errors import ArgumentError, ModelFormatError, TokenizerError
 from mamba_integer.evaluate import document_nats, evaluate
 from mamba_integer.model_file import read_model, serialize
@@ -150,6 +150,18 @@ def test_feeding_in_parts_is_feeding_at_once(tiny: Model) -> None:
     session.reset()
     assert session.position == 0
     assert np.array_equal(session.feed(tokens), whole)
+
+
+def test_long_prompts_are_fed_in_parts(tiny: Model) -> None:
+    tokens = tiny.encode("One day a big dog ran. " * PART)[: 2 * PART + 3]
+    whole = tiny.logits(tokens)
+    parts = list(tiny.session().feed_parts(tokens))
+    assert [len(part) for part in parts] == [PART, PART, 3]
+    assert np.array_equal(np.concatenate(parts), whole)
+    assert list(tiny.session().feed_parts([])) == []
+    generation = tiny.generate(tokens, max_tokens=1)
+    generation.finish()
+    assert generation.logits_digest == hashlib.sha256(whole.astype("<i4").tobytes()).hexdigest()
 
 
 def test_a_refused_token_feeds_nothing(tiny: Model) -> None:
