@@ -1,7 +1,8 @@
 """The command line, `mamba-integer`. Each verb is thin: it parses, calls the function that the Python interface offers too, and prints.
 
-Exit status: 0 done; 1 something that should hold does not (here: engine and reference differ in `demo`); 2 bad usage or bad input, said in one line on
-standard error; 130 interrupted. Results go to standard output, with `--json` as one JSON object; progress and messages go to standard error.
+Exit status: 0 done; 1 something that should hold does not (`demo`: engine and reference agree; `replay`: the receipt is true); 2 bad usage or bad input,
+said in one line on standard error; 130 interrupted. Results go to standard output, with `--json` as one JSON object; progress and messages go to
+standard error.
 """
 
 from __future__ import annotations
@@ -143,6 +144,7 @@ def build_parser() -> argparse.ArgumentParser:
         "Continue a prompt. Prints the prompt and its continuation as it comes.",
         "generate --prompt 'Once upon a time'",
         "generate --prompt 'The little dog' --temperature 0 --max-tokens 50 --json",
+        "generate --prompt 'Once upon a time' --seed 7 --receipt story.json",
     )
     model_option(p)
     p.add_argument("--prompt", required=True, metavar="TEXT", help="text to continue; - reads it from standard input")
@@ -173,6 +175,12 @@ def build_parser() -> argparse.ArgumentParser:
     p.add_argument(
         "--stop", action="append", default=[], metavar="TEXT", help="stop before this text; may be given more than once"
     )
+    p.add_argument(
+        "--receipt",
+        type=Path,
+        metavar="FILE",
+        help="also write a receipt, which anyone can compute again with `replay`",
+    )
     p.add_argument("--logprobs", action="store_true", help="with --json: the log-probability of every token")
     p.add_argument(
         "--threads",
@@ -182,6 +190,17 @@ def build_parser() -> argparse.ArgumentParser:
         help="accepted for later releases: this engine computes on one thread",
     )
     p.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="cuda: not in this build")
+
+    p = verb(
+        verbs,
+        "replay",
+        _replay,
+        "Check a receipt. The engine computes its generation again; exit status 0 only if every bit is the same, 1 if not, and the reason.",
+        "replay story.json",
+        "replay story.json --model my-model.gguf --json",
+    )
+    p.add_argument("receipt", type=Path, metavar="FILE", help="a receipt that `generate --receipt` wrote")
+    model_option(p)
 
     p = verb(
         verbs,
@@ -344,6 +363,7 @@ def _top(options: argparse.Namespace) -> int:
 
 
 def _generate(options: argparse.Namespace) -> int:
+    from mamba_integer import receipt
     from mamba_integer.engine import Model
 
     if options.device == "cuda":
@@ -360,18 +380,42 @@ def _generate(options: argparse.Namespace) -> int:
         stop=options.stop,
         logprobs=options.logprobs,
     )
+    if options.receipt is not None:  # said before the work rather than after it
+        receipt.check_stop(generation.stop)
+        if not options.receipt.parent.is_dir() or options.receipt.is_dir():
+            raise ArgumentError(f"{options.receipt}: no file can be written there")
     if options.json:
         pieces = list(generation)
+    else:
+        print(prompt, end="", flush=True)
+        for piece in generation:
+            print(piece.text, end="", flush=True)
+        print()
+    if options.receipt is not None:
+        receipt.write(options.receipt, receipt.make(model, generation))
+    if options.json:
         out = {**generation.to_json(), "model_digest": model.digest}
         if options.logprobs:
             out["logprobs"] = [piece.logprob for piece in pieces]
         _print_json(out)
-        return 0
-    print(prompt, end="", flush=True)
-    for piece in generation:
-        print(piece.text, end="", flush=True)
-    print()
     return 0
+
+
+def _replay(options: argparse.Namespace) -> int:
+    from mamba_integer.engine import Model
+    from mamba_integer.receipt import read, replay
+
+    receipt = read(options.receipt)
+    result = replay(receipt, Model.load(options.model))
+    if options.json:
+        _print_json(asdict(result))
+    elif result.valid:
+        positions = len(receipt.prompt_tokens) + len(receipt.tokens) - 1
+        print(f"valid: {len(receipt.tokens)} tokens, and all logits of {positions} positions, are the same bits")
+        _print_table([("model", f"{receipt.model_name} {receipt.model_digest}"), ("receipt", receipt.digest)])
+    else:
+        print(f"NOT VALID: {result.reason}")
+    return 0 if result.valid else 1
 
 
 def _eval(options: argparse.Namespace) -> int:
@@ -408,7 +452,7 @@ def _info(options: argparse.Namespace) -> int:
         "file": os.fspath(path),
         "bytes": path.stat().st_size,
         "model_digest": model.digest,
-        "tokenizer_digest": _native.sha256(model.tokenizer.to_bytes()).hex(),
+        "tokenizer_digest": model.tokenizer.digest,
         "format_version": FORMAT_VERSION,
         "spec_version": SPEC_VERSION,
         "engine_version": _native.engine_version,
@@ -436,7 +480,6 @@ def _tokenizer_of(options: argparse.Namespace) -> Tokenizer:
 
 
 def _tokenizer_train(options: argparse.Namespace) -> int:
-    from mamba_integer import _native
     from mamba_integer.tokenizer import Tokenizer, documents, read_text
 
     texts = documents(read_text(options.data))
@@ -447,7 +490,7 @@ def _tokenizer_train(options: argparse.Namespace) -> int:
         "vocab_size": tokenizer.vocab_size,
         "documents": len(texts),
         "bytes": sum(len(text.encode()) for text in texts),
-        "tokenizer_digest": _native.sha256(tokenizer.to_bytes()).hex(),
+        "tokenizer_digest": tokenizer.digest,
     }
     if options.json:
         _print_json(out)

@@ -15,6 +15,10 @@ class TokenizerError(MambaIntegerError):
     """A tokenizer file or a text that the tokenizer refuses."""
 
 
+class ReceiptError(MambaIntegerError):
+    """A receipt breaks spec/FORMAT.md, or cannot hold what was asked for."""
+
+
 class CheckpointError(MambaIntegerError):
     """A training checkpoint is damaged or belongs to another run."""
 
