@@ -20,7 +20,7 @@ export CMAKE_BUILD_PARALLEL_LEVEL ?= $(JOBS)
 # Commands of .venv (maturin, and cmake where the machine has none) are found first.
 WITH_BIN = PATH="$(CURDIR)/$(BIN):$$PATH"
 
-NATIVE_SOURCES := Cargo.toml Cargo.lock $(shell find bindings tokenizer engine -type f \
+NATIVE_SOURCES := Cargo.toml Cargo.lock .cargo/config.toml $(shell find bindings tokenizer engine prover -type f \
 	\( -name '*.rs' -o -name '*.cpp' -o -name '*.hpp' -o -name '*.h' -o -name Cargo.toml \) -not -path '*/target/*' 2>/dev/null)
 CXX_SOURCES := $(shell find engine tokenizer -type f \( -name '*.cpp' -o -name '*.hpp' -o -name '*.h' -o -name '*.c' \) \
 	-not -path '*/target/*' -not -path '*/build/*' 2>/dev/null)
@@ -33,18 +33,18 @@ say = @printf '==> %s\n' $(1)
 .NOTPARALLEL:
 
 help:
-	@echo 'make demo      build the engine and let the shipped model tell a story; check every logit against the reference'
+	@echo 'make demo      build all, let the shipped model tell a story, check every logit against the reference, prove and verify it'
 	@echo 'make test      everything: lint, Rust tests, C++ tests (also under sanitizers), Python tests'
 	@echo 'make lint      format and static checks of Python, Rust and C++'
 	@echo 'make vectors   write spec/vectors/*.json again from the executable spec'
-	@echo 'make bench     speed of decode, prefill and tokenizer on this machine'
+	@echo 'make bench     speed of decode, prefill, tokenizer and prover on this machine'
 	@echo 'make build     only the environment in .venv with the package in it ($(BIN)/mamba-integer)'
 	@echo 'make native    the standalone engine, build/engine/mamba_infer (no Python needed to run it)'
 	@echo 'make clean     remove build output (not .venv)'
 
 demo: $(STAMPS)/package $(STAMPS)/native
 	$(call say,'demo')
-	@$(PY) -m mamba_integer demo --standalone build/engine/mamba_infer
+	@$(PY) -m mamba_integer demo --standalone build/engine/mamba_infer --proof build/story.proof
 
 build: $(STAMPS)/package
 native: $(STAMPS)/native
@@ -59,6 +59,7 @@ bench: $(STAMPS)/package
 	@$(PY) -m mamba_integer bench decode
 	@$(PY) -m mamba_integer bench prefill
 	@$(PY) -m mamba_integer bench tokenizer
+	@$(PY) -m mamba_integer bench prove
 
 clean:
 	rm -rf build target dist mamba_integer/_native*.so .pytest_cache .mypy_cache .ruff_cache .hypothesis
@@ -83,7 +84,7 @@ $(STAMPS)/tools: $(PY) requirements.lock
 	@mkdir -p $(STAMPS) && touch $@
 
 $(STAMPS)/package: $(STAMPS)/tools $(NATIVE_SOURCES) pyproject.toml
-	$(call say,'building the engine and the tokenizer (mamba_integer._native)')
+	$(call say,'building engine and tokenizer and prover (mamba_integer._native)')
 	@$(WITH_BIN) $(PIP) install --no-build-isolation --no-deps -e .
 	@touch $@
 
@@ -127,7 +128,8 @@ lint-cpp: $(STAMPS)/dev
 
 test-rust:
 	$(call say,'Rust tests')
-	@cargo test --quiet --locked --workspace
+	@cargo test --quiet --locked --workspace --exclude mamba-integer-prover
+	@cargo test --quiet --locked --release -p mamba-integer-prover
 
 # Once as shipped and once with the address and undefined-behaviour sanitizers.
 test-cpp: $(STAMPS)/cmake

@@ -14,7 +14,14 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from mamba_integer.engine import Generation, Model, Piece, Session, Settings, shipped_models
-    from mamba_integer.errors import ArgumentError, MambaIntegerError, ModelFormatError, ReceiptError, TokenizerError
+    from mamba_integer.errors import (
+        ArgumentError,
+        MambaIntegerError,
+        ModelFormatError,
+        ProofError,
+        ReceiptError,
+        TokenizerError,
+    )
     from mamba_integer.sampling import Sampling
     from mamba_integer.tokenizer import Tokenizer
 
@@ -28,6 +35,7 @@ _HOME = {
     "ArgumentError": "errors",
     "MambaIntegerError": "errors",
     "ModelFormatError": "errors",
+    "ProofError": "errors",
     "ReceiptError": "errors",
     "TokenizerError": "errors",
     "Sampling": "sampling",
@@ -41,6 +49,7 @@ __all__ = [
     "Model",
     "ModelFormatError",
     "Piece",
+    "ProofError",
     "ReceiptError",
     "Sampling",
     "Session",

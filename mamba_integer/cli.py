@@ -1,8 +1,8 @@
 """The command line, `mamba-integer`. Each verb is thin: it parses, calls the function that the Python interface offers too, and prints.
 
-Exit status: 0 done; 1 something that should hold does not (`demo`: engine and reference agree; `replay`: the receipt is true); 2 bad usage or bad input,
-said in one line on standard error; 130 interrupted. Results go to standard output, with `--json` as one JSON object; progress and messages go to
-standard error.
+Exit status: 0 done; 1 something that should hold does not (`demo`: engine and reference agree, the proof holds; `replay`: the receipt is true; `verify`: the
+proof holds); 2 bad usage or bad input, said in one line on standard error; 130 interrupted. Results go to standard output, with `--json` as one JSON
+object; progress and messages go to standard error.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import importlib.util
 import json
 import os
 import sys
+import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import asdict
@@ -19,9 +20,10 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from mamba_integer.errors import ArgumentError, MambaIntegerError
+from mamba_integer.errors import ArgumentError, MambaIntegerError, ProofError
 
 if TYPE_CHECKING:
+    from mamba_integer.proof import Statement
     from mamba_integer.tokenizer import Tokenizer
 
 PROGRAM = "mamba-integer"
@@ -204,6 +206,91 @@ def build_parser() -> argparse.ArgumentParser:
 
     p = verb(
         verbs,
+        "prove",
+        _prove,
+        "Prove a generation. The engine writes; the proof shows that the committed model chose exactly these tokens. It is verified before it is written.",
+        "prove --prompt 'Once upon a time' --max-tokens 64 -o story.proof",
+        "prove --from-receipt story.json -o story.proof",
+        "prove --prompt 'Once upon a time' --max-tokens 256 --estimate",
+    )
+    model_option(p)
+    what = p.add_mutually_exclusive_group(required=True)
+    what.add_argument("--prompt", metavar="TEXT", help="text to continue; - reads it from standard input")
+    what.add_argument(
+        "--from-receipt", type=Path, metavar="FILE", help="the generation of this receipt, replayed first"
+    )
+    p.add_argument(
+        "--max-tokens", type=_count, default=64, metavar="N", help="stop after N tokens (default: %(default)s)"
+    )
+    p.add_argument("--temperature", default="0.8", metavar="T", help="0 is greedy, at most 64 (default: %(default)s)")
+    p.add_argument(
+        "--top-k",
+        type=_unsigned(32),
+        default=40,
+        metavar="K",
+        help="choose among the K likeliest tokens; 0 is off (default: %(default)s)",
+    )
+    p.add_argument("--top-p", default="1", metavar="P", help="only 1 (off) can be proven")
+    p.add_argument("--seed", type=_unsigned(64), default=0, metavar="N", help="default: %(default)s")
+    p.add_argument("-o", "--output", type=Path, metavar="FILE", help="proof file to write")
+    p.add_argument(
+        "--estimate", action="store_true", help="only say what time and memory it would take, and the size of the proof"
+    )
+    p.add_argument(
+        "--segment-steps",
+        type=_count,
+        default=64,
+        metavar="N",
+        help="steps proven at a time, 8, 16, 32 ... 512: memory grows with it, the proof shrinks (default: %(default)s)",
+    )
+    p.add_argument("--threads", type=_unsigned(10), default=0, metavar="N", help="0: all cores (default: %(default)s)")
+    p.add_argument(
+        "--no-resume",
+        action="store_true",
+        help="do not keep finished segments in FILE.parts, nor take up those of an interrupted run",
+    )
+
+    p = verb(
+        verbs,
+        "verify",
+        _verify,
+        "Verify a proof. Needs no weights, only the commitment of the model that you name; exit status 0 if the proof holds, 1 if not, and the reason.",
+        "verify story.proof",
+        "verify story.proof --model my-model.card --json",
+    )
+    p.add_argument(
+        "proof",
+        type=Path,
+        metavar="FILE",
+        help="a proof that `prove` wrote, or a registration that `commit-model` wrote",
+    )
+    p.add_argument(
+        "--model",
+        default="tinystories",
+        metavar="NAME|CARD|COMMITMENT",
+        help="a shipped model's name, a card, or a commitment of 64 digits (default: %(default)s)",
+    )
+
+    p = verb(
+        verbs,
+        "commit-model",
+        _commit_model,
+        "Commit to a model. Writes its card, which verifiers need, and its registration: the proof that the weights are within their bounds.",
+        "commit-model my-model.gguf -o my-model.card",
+    )
+    p.add_argument("model", metavar="MODEL", help="a shipped model's name or a model file")
+    p.add_argument(
+        "-o",
+        "--output",
+        required=True,
+        type=Path,
+        metavar="FILE",
+        help="card to write; the registration goes beside it",
+    )
+    p.add_argument("--threads", type=_unsigned(10), default=0, metavar="N", help="0: all cores (default: %(default)s)")
+
+    p = verb(
+        verbs,
         "eval",
         _eval,
         "Score a text file. Nats per token, perplexity and bits per byte; documents are separated by lines <|endoftext|>.",
@@ -218,16 +305,17 @@ def build_parser() -> argparse.ArgumentParser:
         verbs,
         "info",
         _info,
-        "Describe a model. Shape, settings, digest, versions and size of a shipped model or model file.",
+        "Describe a model, a proof or a card. Shape, settings, digest, versions and size of a model; what a proof claims (unverified).",
         "info tinystories",
         "info my-model.gguf --bounds",
+        "info story.proof",
     )
     p.add_argument(
         "model",
         nargs="?",
         default="tinystories",
-        metavar="MODEL",
-        help="a shipped model's name or a model file (default: %(default)s)",
+        metavar="MODEL|FILE",
+        help="a shipped model's name, a model file, a proof or a card (default: %(default)s)",
     )
     p.add_argument(
         "--bounds",
@@ -282,7 +370,7 @@ def build_parser() -> argparse.ArgumentParser:
         verbs,
         "demo",
         _demo,
-        "Tell a story and check it. The C++ engine writes; then the NumPy reference computes every logit again and the two are compared bit for bit.",
+        "Tell a story, check it, prove it. The C++ engine writes; the NumPy reference computes every logit again; the story is proven and verified.",
         "demo",
         "demo --prompt 'Lily had a red ball' --seed 7",
     )
@@ -302,18 +390,20 @@ def build_parser() -> argparse.ArgumentParser:
         metavar="FILE",
         help="also run this mamba_infer program, which needs no Python, and compare its bits",
     )
+    p.add_argument("--proof", type=Path, metavar="FILE", help="also write the proof of the story there")
 
     group = verbs.add_parser(
         "bench",
-        help="measure speed: decode, prefill, tokenizer",
+        help="measure speed: decode, prefill, tokenizer, prove",
         description="Measure speed. A table, then one JSON line.",
     )
-    group.set_defaults(run=lambda _: group.error("one of decode, prefill, tokenizer is needed"))
+    group.set_defaults(run=lambda _: group.error("one of decode, prefill, tokenizer, prove is needed"))
     benches = group.add_subparsers(title="benches", metavar="BENCH", parser_class=Parser)
     for name, text in (
         ("decode", "Tokens per second one at a time."),
         ("prefill", "Tokens per second of a prompt."),
         ("tokenizer", "Megabytes per second of training, encoding and decoding."),
+        ("prove", "Proving and verifying generations: seconds, bytes, memory, and where the time goes."),
     ):
         p = verb(benches, name, _bench, text, f"bench {name}", f"bench {name} --json")
         p.set_defaults(bench=name)
@@ -325,6 +415,11 @@ def build_parser() -> argparse.ArgumentParser:
             metavar="S",
             help="time to spend on each measurement, about (default: %(default)s)",
         )
+        if name == "prove":
+            p.add_argument(
+                "--tokens", default="16,64,256", metavar="N,N", help="lengths of the generations (default: %(default)s)"
+            )
+            p.add_argument("--threads", type=_unsigned(10), default=0, metavar="N", help="0: all cores")
     return parser
 
 
@@ -418,6 +513,183 @@ def _replay(options: argparse.Namespace) -> int:
     return 0 if result.valid else 1
 
 
+def _prove(options: argparse.Namespace) -> int:
+    from mamba_integer import proof
+    from mamba_integer.engine import Model
+    from mamba_integer.receipt import read
+
+    if options.output is None and not options.estimate:
+        raise ArgumentError("-o FILE is needed (or --estimate)")
+    if options.output is not None and (not options.output.parent.is_dir() or options.output.is_dir()):
+        raise ArgumentError(f"{options.output}: no file can be written there")
+    if options.top_p not in ("1", "1.0"):
+        raise ArgumentError("--top-p: only 1 (off) can be proven; use --temperature and --top-k")
+    model = Model.load(options.model)
+    what = _text_argument(options.prompt) if options.prompt is not None else read(options.from_receipt)
+    generation = proof.generate(
+        model,
+        what,
+        max_tokens=options.max_tokens,
+        temperature=options.temperature,
+        top_k=options.top_k,
+        seed=options.seed,
+    )
+    proof.provable(generation)
+    prover = proof.Prover(model, threads=options.threads)
+    if options.estimate:
+        estimate = prover.estimate(generation, options.segment_steps)
+        if options.json:
+            _print_json(estimate)
+        else:
+            _print_table(
+                [
+                    ("tokens", len(generation.tokens)),
+                    ("steps of each segment", ", ".join(str(1 << log) for log in estimate["segments"])),
+                    ("seconds, about", f"{estimate['seconds']:.1f}"),
+                    ("memory, about", f"{estimate['memory_bytes'] / 2**30:.1f} GiB"),
+                    ("proof, about", f"{estimate['proof_bytes']:,} bytes"),
+                    ("security", f"{estimate['security_bits']:.1f} bits"),
+                ]
+            )
+        return 0
+    parts = None if options.no_resume else Path(f"{options.output}.parts")
+    bar = _Bar(sys.stderr)
+    try:
+        made = prover.prove(generation, segment_steps=options.segment_steps, parts=parts, progress=bar)
+    finally:
+        bar.finish()
+    made.write(options.output)
+    if parts is not None:
+        proof.remove_parts(parts)
+    statement = made.statement
+    out = {
+        "proof": os.fspath(options.output),
+        "bytes": len(made.data),
+        "text": statement.text,
+        "tokens": list(statement.tokens),
+        "prompt_tokens": list(statement.prompt_tokens),
+        "commitment": statement.commitment,
+        "segments": list(statement.segments),
+        **made.report,
+    }
+    if options.json:
+        _print_json(out)
+        return 0
+    print(f"{statement.prompt}{statement.text}\n")
+    seconds = made.report["seconds"]
+    _print_table(
+        [
+            ("proof", f"{options.output}, {len(made.data):,} bytes, verified in {1000 * seconds['verify']:.0f} ms"),
+            ("proven in", f"{seconds['total']:.1f} s, {made.report['seconds_per_token']:.3f} s a token"),
+            ("memory", f"{(made.report['memory_peak_bytes'] or 0) / 2**30:.1f} GiB at most"),
+            ("security", f"{made.report['security_bits']} bits; not zero-knowledge"),
+            ("model", f"{made.card.name} {statement.commitment}"),
+        ]
+    )
+    return 0
+
+
+class _Bar:
+    """A bar of segments on a terminal; one line a segment where it is none."""
+
+    def __init__(self, stream: Any) -> None:
+        self._stream = stream
+        self._terminal = stream.isatty()
+        self._began = time.monotonic()
+        self._done, self._all = 0, 0
+
+    def __call__(self, event: dict[str, Any] | None) -> None:
+        if event is not None:
+            self._done, self._all = event["segment"] + 1, event["segments"]
+        seconds = time.monotonic() - self._began
+        if self._terminal:
+            filled = 30 * self._done // self._all if self._all else 0
+            count = f"{self._done}/{self._all} segments" if self._all else "proving"
+            print(
+                f"\r[{'#' * filled}{'.' * (30 - filled)}] {count}, {seconds:.0f} s ",
+                end="",
+                file=self._stream,
+                flush=True,
+            )
+        elif event is not None:
+            print(f"segment {self._done} of {self._all}, {seconds:.1f} s", file=self._stream, flush=True)
+
+    def finish(self) -> None:
+        if self._terminal:
+            print(file=self._stream)
+
+
+def _verify(options: argparse.Namespace) -> int:
+    from mamba_integer.proof import verify, verify_registration
+
+    if _begins_with(options.proof, b"MI-REGIS"):
+        try:
+            verify_registration(options.proof.read_bytes(), options.model)
+            reason = ""
+        except ProofError as error:
+            reason = str(error)
+        if options.json:
+            _print_json({"valid": not reason, "reason": reason})
+        else:
+            print(
+                f"NOT VALID: {reason}"
+                if reason
+                else "valid: the weights behind this commitment are within their bounds"
+            )
+        return 1 if reason else 0
+    result = verify(options.proof, options.model)
+    if options.json:
+        _print_json(result.to_json())
+    elif result.valid:
+        s = result.statement
+        assert s is not None
+        print(f"valid: the model {result.model!r} chose these {len(s.tokens)} tokens\n\n{s.prompt}{s.text}\n")
+        _print_table(
+            [
+                ("commitment", s.commitment),
+                ("sampling", _sampling(s)),
+                ("security", f"{result.security_bits} bits"),
+                ("verified in", f"{1000 * result.seconds:.0f} ms"),
+            ]
+        )
+    else:
+        print(f"NOT VALID: {result.reason}")
+    return 0 if result.valid else 1
+
+
+def _sampling(statement: Statement) -> str:
+    s = statement.sampling
+    if s.temperature == 0:
+        return "greedy"
+    top_k = f"top-k {s.top_k}" if s.top_k else "all tokens"
+    return f"temperature {s.temperature / 65536:g}, {top_k}, seed {s.seed}"
+
+
+def _commit_model(options: argparse.Namespace) -> int:
+    from mamba_integer.proof import Prover
+
+    if not options.output.parent.is_dir() or options.output.is_dir():
+        raise ArgumentError(f"{options.output}: no file can be written there")
+    prover = Prover(options.model, threads=options.threads, published=False)
+    registration = options.output.with_suffix(".registration")
+    registered = prover.register()
+    prover.card.write(options.output)
+    registration.write_bytes(registered)
+    out = {
+        "card": os.fspath(options.output),
+        "registration": os.fspath(registration),
+        "registration_bytes": len(registered),
+        "name": prover.card.name,
+        "model_digest": prover.card.model_digest,
+        "commitment": prover.card.commitment,
+    }
+    if options.json:
+        _print_json(out)
+    else:
+        _print_table([(name.replace("_", " "), value) for name, value in out.items()])
+    return 0
+
+
 def _eval(options: argparse.Namespace) -> int:
     from mamba_integer.engine import Model
     from mamba_integer.evaluate import evaluate
@@ -445,6 +717,8 @@ def _info(options: argparse.Namespace) -> int:
     from mamba_integer.engine import Model, find_model
     from mamba_integer.model_file import FORMAT_VERSION, SPEC_VERSION, read_model
 
+    if Path(options.model).suffix in (".proof", ".card") or _begins_with(options.model, b"MI-PROOF"):
+        return _info_of_proof(options)
     path = find_model(options.model)
     model, weights = Model.load(path), read_model(path)
     out: dict[str, Any] = {
@@ -469,6 +743,61 @@ def _info(options: argparse.Namespace) -> int:
     _print_table([(name.replace("_", " "), value) for name, value in out.items()])
     if options.bounds:
         print(f"\n{bounds.table(weights)}")
+    return 0
+
+
+def _begins_with(path: str | Path, magic: bytes) -> bool:
+    try:
+        with Path(path).open("rb") as file:
+            return file.read(len(magic)) == magic
+    except OSError:
+        return False
+
+
+def _info_of_proof(options: argparse.Namespace) -> int:
+    """What a proof or a card says, unverified."""
+    from mamba_integer.card import Card, known_as
+    from mamba_integer.proof import Proof
+
+    if options.model.endswith(".card"):
+        card = Card.read(options.model)
+        content = {key: value for key, value in card.content.items() if key != "tokenizer"}
+        out: dict[str, Any] = {"file": options.model, "commitment": card.commitment, **content}
+        rows = {**out, **content["shape"]}
+        rows.pop("shape")
+    else:
+        proof = Proof.read(options.model)
+        s, card = proof.statement, proof.card
+        out = {
+            "file": options.model,
+            "bytes": len(proof.data),
+            "protocol": s.protocol,
+            "spec": s.spec,
+            "model": card.name,
+            "model_digest": card.model_digest,
+            "commitment": s.commitment,
+            "shipped_as": known_as(s.commitment),
+            "prompt": s.prompt,
+            "text": s.text,
+            "prompt_tokens": list(s.prompt_tokens),
+            "tokens": list(s.tokens),
+            "finish": s.finish,
+            "sampling": {"temperature": s.sampling.temperature, "top_k": s.sampling.top_k, "seed": s.sampling.seed},
+            "segments": [1 << log for log in s.segments],
+        }
+        rows = {
+            **out,
+            "shipped_as": ", ".join(out["shipped_as"]) or "no shipped model",
+            "prompt_tokens": len(s.prompt_tokens),
+            "tokens": len(s.tokens),
+            "sampling": _sampling(s),
+            "segments": ", ".join(map(str, out["segments"])) + " steps",
+            "verified": f"no: this is what it claims (mamba-integer verify {options.model})",
+        }
+    if options.json:
+        _print_json(out)
+    else:
+        _print_table([(name.replace("_", " "), value) for name, value in rows.items()])
     return 0
 
 
@@ -521,7 +850,13 @@ def _demo(options: argparse.Namespace) -> int:
     from mamba_integer.demo import demo
 
     return demo(
-        options.model, options.prompt, options.seed, options.max_tokens, options.standalone, as_json=options.json
+        options.model,
+        options.prompt,
+        options.seed,
+        options.max_tokens,
+        options.standalone,
+        options.proof,
+        as_json=options.json,
     )
 
 

@@ -1,4 +1,5 @@
-"""`mamba-integer demo`: a story from the C++ engine, then every logit and every choice of it again from the NumPy reference, compared bit for bit."""
+"""`mamba-integer demo`: a story from the C++ engine, every logit and choice of it again from the NumPy reference, compared bit for bit, then a proof of the
+whole story and its verification."""
 
 from __future__ import annotations
 
@@ -17,6 +18,7 @@ import numpy as np
 from mamba_integer.engine import Generation, Logits, Model, find_model
 from mamba_integer.errors import ArgumentError, ModelFormatError
 from mamba_integer.model_file import IntegerModel, read_model
+from mamba_integer.proof import Prover, verify
 from mamba_integer.reference import Reference
 
 TEMPERATURE = "0.7"
@@ -24,8 +26,18 @@ TOP_K = 40
 WIDTH = 100  # columns of a story on the screen
 
 
-def demo(name: str, prompt: str, seed: int, max_tokens: int, standalone: Path | None, *, as_json: bool = False) -> int:
-    """Prints a story and whether engine and reference agree on it. 0 if they do on every logit and token (and `standalone`, if given, too), else 1."""
+def demo(
+    name: str,
+    prompt: str,
+    seed: int,
+    max_tokens: int,
+    standalone: Path | None,
+    proof_path: Path | None = None,
+    *,
+    as_json: bool = False,
+) -> int:
+    """Prints a story, whether engine and reference agree on it, and whether its proof holds. 0 if they agree on every logit and token (and `standalone`, if
+    given, too) and the proof, which is written to `proof_path`, is verified; else 1."""
     say: Callable[[str], None] = (lambda text: None) if as_json else (lambda text: print(text, flush=True))
     path = find_model(name)
     model, weights = Model.load(path), read_model(path)
@@ -76,10 +88,50 @@ def demo(name: str, prompt: str, seed: int, max_tokens: int, standalone: Path | 
         out["standalone_agrees"] = same
         said = "the same text and digest" if same else "DIFFERENT BITS"
         say(f"{standalone}, the same engine as a program without Python: {said}.")
+
+    proven = prove_story(model, generation, proof_path, say)
+    agree = agree and proven["valid"]
+    out["proof"] = proven
     out["agree"] = agree
     if as_json:
         print(json.dumps(out, ensure_ascii=False))
     return 0 if agree else 1
+
+
+def prove_story(model: Model, generation: Generation, path: Path | None, say: Callable[[str], None]) -> dict[str, Any]:
+    """Proves that the model chose the tokens just printed, checks the proof with nothing but the model's card, and writes it to `path` if there is one."""
+    say("\nNow the proof that this model, on this prompt, chose exactly these tokens …")
+    prover = Prover(model)
+    proof = prover.prove(generation, progress=lambda event: _say_segment(event, say))
+    checked = verify(proof, prover.card)
+    valid = checked.valid and list(proof.statement.tokens) == generation.tokens
+    seconds = proof.report["seconds"]["total"]
+    say(
+        f"Proven in {seconds:.1f} s ({seconds / len(generation.tokens):.3f} s a token), {len(proof.data):,} bytes, "
+        f"{proof.report['memory_peak_bytes'] / 2**30:.1f} GiB at most."
+    )
+    if valid:
+        say(
+            f"Verified without the weights in {1000 * checked.seconds:.0f} ms: the proven tokens are the {len(generation.tokens)} printed ones."
+        )
+    else:
+        say(f"THE PROOF DOES NOT HOLD: {checked.reason or 'it is about other tokens'}.")
+    if path is not None:
+        proof.write(path)
+        say(f"The proof is in {path}: mamba-integer verify {path}")
+    return {
+        "valid": valid,
+        "reason": checked.reason,
+        "bytes": len(proof.data),
+        "prove_seconds": round(seconds, 2),
+        "verify_seconds": round(checked.seconds, 4),
+        "security_bits": checked.security_bits,
+    }
+
+
+def _say_segment(event: dict[str, Any] | None, say: Callable[[str], None]) -> None:
+    if event is not None:
+        say(f"  segment {event['segment'] + 1} of {event['segments']}")
 
 
 def reference_logits(weights: IntegerModel, tokens: Sequence[int]) -> Logits:

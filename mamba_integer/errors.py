@@ -19,6 +19,10 @@ class ReceiptError(MambaIntegerError):
     """A receipt breaks spec/FORMAT.md, or cannot hold what was asked for."""
 
 
+class ProofError(MambaIntegerError):
+    """A file that is no proof or no card, or a model or generation that cannot be proven."""
+
+
 class CheckpointError(MambaIntegerError):
     """A training checkpoint is damaged or belongs to another run."""
 

@@ -20,6 +20,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from mamba_integer.card import card_of
 from mamba_integer.engine import Generation, Model
 from mamba_integer.errors import ArgumentError, ReceiptError, TokenizerError
 from mamba_integer.files import write_atomically
@@ -129,7 +130,7 @@ class Replay:
 
 
 def make(model: Model, generation: Generation) -> Receipt:
-    """The receipt of a generation that has ended.
+    """The receipt of a generation that has ended. It names the model's commitment if its card lies beside the model file.
 
     Raises ArgumentError for one that has not, that another model made, or whose prompt was given as tokens that no text stands for; ReceiptError
     for one that a receipt cannot hold.
@@ -142,6 +143,7 @@ def make(model: Model, generation: Generation) -> Receipt:
     prompt = model.tokenizer.decode(generation.prompt_tokens[1:])
     if _prompt_difference(model, prompt, generation.prompt_tokens):
         raise ArgumentError("the prompt's tokens are not what a text is encoded to")
+    card = card_of(model)
     return Receipt(
         model_name=model.name,
         model_digest=model.digest,
@@ -155,6 +157,7 @@ def make(model: Model, generation: Generation) -> Receipt:
         text=generation.text,
         finish_reason=FINISH_REASONS[generation.stop_reason],
         logits_digest=generation.logits_digest,
+        model_commitment=None if card is None else card.commitment,
     )
 
 
@@ -203,8 +206,9 @@ def _difference(receipt: Receipt, model: Model) -> str:
     ):
         if stated != actual:
             return f"{name}: the receipt has {_brief(stated)}, the model {_brief(model.name)} has {_brief(actual)}"
-    if receipt.model_commitment is not None:
-        return "model_commitment: this release has none to compare it with"
+    reason = _commitment_difference(receipt, model)
+    if reason:
+        return reason
     reason = _prompt_difference(model, receipt.prompt, receipt.prompt_tokens)
     if reason:
         return reason
@@ -218,6 +222,19 @@ def _difference(receipt: Receipt, model: Model) -> str:
         return f"finish_reason: limit, but max_tokens is {receipt.max_tokens} and there are {count} tokens"
     return _generation_difference(receipt, model) or _digest_difference(
         "digest", receipt.stated_digest or receipt.digest, receipt.digest, "its contents have"
+    )
+
+
+def _commitment_difference(receipt: Receipt, model: Model) -> str:
+    if receipt.model_commitment is None:
+        return ""
+    card = card_of(model)
+    if card is None:
+        return (
+            "model_commitment: there is no card of this model to compare it with (mamba-integer commit-model makes one)"
+        )
+    return _digest_difference(
+        "model_commitment", _brief(receipt.model_commitment), _brief(card.commitment), "the model's card has"
     )
 
 

@@ -1,6 +1,7 @@
 //! Each native error becomes its exception in `mamba_integer.errors`.
 
 use mamba_integer_engine::Error as EngineError;
+use mamba_integer_prover::Error as ProverError;
 use mamba_integer_tokenizer::Error as TokenizerError;
 use pyo3::exceptions::PyMemoryError;
 use pyo3::prelude::*;
@@ -31,4 +32,12 @@ pub fn from_engine(py: Python<'_>, error: EngineError) -> PyErr {
 
 pub fn from_tokenizer(py: Python<'_>, error: TokenizerError) -> PyErr {
     raise(py, "TokenizerError", error.to_string())
+}
+
+pub fn from_prover(py: Python<'_>, error: ProverError) -> PyErr {
+    proof_error(py, error.to_string())
+}
+
+pub fn proof_error(py: Python<'_>, message: String) -> PyErr {
+    raise(py, "ProofError", message)
 }

@@ -153,7 +153,7 @@ fn all_claims(reduced: &[Reduced], slots_per_state: usize) -> (Claims, Claims) {
 pub struct Registered {
     pub card: Card,
     pub runner: Runner,
-    committed: Committed,
+    pub(crate) committed: Committed,
 }
 
 impl Registered {

@@ -580,12 +580,18 @@ impl Circuit {
                     return Err(format!("{}: {}: range {least} to {top}", table.name, lookup.name));
                 }
                 let size = self.ranges[top as usize] as i64;
-                if let ([(c @ (1 | -1), col)], 0, true) =
-                    (&lookup.value.terms[..], lookup.value.shift, lookup.selector.is_empty())
-                {
+                // ± a slot, and what the verifier knows.
+                let is_public = |c: ColId| matches!(table.columns[c].source, Source::Public(_));
+                let (public, rest): (Vec<_>, Vec<_>) = lookup.value.terms.iter().partition(|(_, c)| is_public(*c));
+                if let ([(c @ (1 | -1), col)], 0, true) = (&rest[..], lookup.value.shift, lookup.selector.is_empty()) {
                     if let Some(slot) = own(*col) {
-                        let k = lookup.value.constant;
-                        let (lo, hi) = if *c == 1 { (-k, size - 1 - k) } else { (k - size + 1, k) };
+                        let (least, most) = interval(&Linear::of(lookup.value.constant, &public));
+                        let (least, most) = (least as i64, most as i64);
+                        let (lo, hi) = if *c == 1 {
+                            (-most, size - 1 - least)
+                        } else {
+                            (least - size + 1, most)
+                        };
                         let known = proven.entry(slot).or_insert((lo, hi));
                         if i128::from(hi.max(known.1)) - i128::from(lo.min(known.0)) >= i128::from(P) {
                             return Err(format!(
@@ -616,6 +622,26 @@ impl Circuit {
                         "{}: {}: value from {lo} to {hi} may meet the range modulo p",
                         table.name, lookup.name
                     ));
+                }
+            }
+        }
+        // a² = w², so w is a or −a.
+        for table in &self.tables {
+            for constraint in &table.constraints {
+                let [(1, a), (-1, w)] = &constraint.terms[..] else {
+                    continue;
+                };
+                let (&[a, a2], &[w, w2]) = (&a[..], &w[..]) else {
+                    continue;
+                };
+                let slot = |c: ColId| match &table.columns[c].source {
+                    Source::Slot { slot, vars } if vars.len() == table.log => Some(*slot),
+                    _ => None,
+                };
+                if let (true, Some(a), Some(w)) = ((a, w) == (a2, w2), slot(a), slot(w)) {
+                    if let Some(&(0, hi)) = proven.get(&a) {
+                        proven.entry(w).or_insert((-hi, hi));
+                    }
                 }
             }
         }

@@ -8,6 +8,7 @@ pub mod ir;
 pub mod logup;
 pub mod pcs;
 pub mod plan;
+pub mod registration;
 pub mod sampler;
 pub mod satisfy;
 pub mod segment;

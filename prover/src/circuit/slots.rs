@@ -86,7 +86,7 @@ pub fn model_values(model: &Model) -> Vec<Vec<i32>> {
         .collect()
 }
 
-pub(super) fn weights(shape: &ModelShape) -> (Vec<ModelSlot>, Weights) {
+pub(crate) fn weights(shape: &ModelShape) -> (Vec<ModelSlot>, Weights) {
     let mut list = List(vec![]);
     let (d, e, heads, n) = (
         shape.d_axis(),
@@ -202,6 +202,14 @@ impl List {
 }
 
 impl ModelSlot {
+    /// What its variables number, outermost first: of each axis the block that lies here.
+    pub fn axes(&self) -> Vec<(Axis, usize)> {
+        match self.cut {
+            Cut::Matrix { rows, columns, .. } => vec![rows, columns],
+            Cut::Vector { axis, .. } => vec![axis],
+        }
+    }
+
     pub fn values(&self, model: &Model) -> Vec<i32> {
         let tensor = model.tensor(&self.tensor);
         let mut out = vec![0; 1 << self.log];
