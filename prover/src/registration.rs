@@ -626,13 +626,13 @@ mod tests {
             let list = model_slots(shape);
             let r = &mut Random(seed);
             for (slot, s) in list.iter().enumerate() {
-                for at in 0..1 << s.log {
+                for (at, &is_real) in real[slot].iter().enumerate() {
                     let least = if s.range.0 == 0 { 1 } else { s.range.0 };
-                    let wrong = match real[slot][at] {
+                    let wrong = match is_real {
                         1 => [least - 1, s.range.1 + 1][r.below(2)],
                         _ => [1, s.range.1, -1][r.below(3)],
                     };
-                    (places, padded) = (places + 1, padded + usize::from(real[slot][at] == 0));
+                    (places, padded) = (places + 1, padded + usize::from(is_real == 0));
                     if r.below(4) == 0 {
                         let mut hostile = honest.clone();
                         set(&mut hostile, slot, at, wrong as i32);
