@@ -39,7 +39,7 @@ help:
 	@echo 'make vectors   write spec/vectors/*.json again from the executable spec'
 	@echo 'make bench     speed of decode, prefill, tokenizer and prover on this machine'
 	@echo 'make build     only the environment in .venv with the package in it ($(BIN)/mamba-integer)'
-	@echo 'make native    the standalone engine, build/engine/mamba_infer (no Python needed to run it)'
+	@echo 'make native    the standalone engine build/engine/mamba_infer and verifier target/release/mamba-integer-verify (no Python needed)'
 	@echo 'make clean     remove build output (not .venv)'
 
 demo: $(STAMPS)/package $(STAMPS)/native
@@ -103,6 +103,8 @@ $(STAMPS)/native: $(STAMPS)/cmake $(NATIVE_SOURCES) $(CXX_SOURCES)
 	@mkdir -p build
 	@{ $(WITH_BIN) cmake -S engine -B build/engine -DCMAKE_BUILD_TYPE=Release && $(WITH_BIN) cmake --build build/engine --target mamba_infer; } \
 		>build/engine.log 2>&1 || { cat build/engine.log >&2; exit 1; }
+	$(call say,'building the standalone verifier (target/release/mamba-integer-verify)')
+	@cargo build --quiet --locked --release -p mamba-integer-prover --bin mamba-integer-verify
 	@touch $@
 
 # ---- checks ----------------------------------------------------------------------------------------------------------------------------------

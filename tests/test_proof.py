@@ -6,6 +6,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import struct
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +20,10 @@ from mamba_integer.errors import ArgumentError, ModelFormatError, ProofError
 from mamba_integer.model_file import serialize
 from mamba_integer.proof import Proof, Prover, verify
 from mamba_integer.random_model import random_model
-from tests.models import TINY_CONFIG, TINY_TOKENIZER, tiny_model_bytes
+from tests.models import ROOT, TINY_CONFIG, TINY_TOKENIZER, tiny_model_bytes
 
 PROMPT = "Once upon"
+VERIFIER = ROOT / "target/release/mamba-integer-verify"
 
 
 @pytest.fixture(scope="module")
@@ -86,6 +88,24 @@ def test_a_proof_of_another_model_is_refused_by_name(folder: Path, capsys: pytes
 def test_every_way_of_sampling(folder: Path, sampling: dict[str, Any]) -> None:
     proof = pf.prove(folder / "tiny.gguf", PROMPT, max_tokens=6, segment_steps=8, **sampling)
     assert verify(proof, Card.read(folder / "tiny.card")).valid
+
+
+def test_the_standalone_verifier_agrees(folder: Path, tmp_path: Path) -> None:
+    def run(*arguments: str) -> tuple[int, dict[str, Any]]:
+        done = subprocess.run([VERIFIER, *arguments, "--json"], capture_output=True, check=False)
+        assert done.returncode < 2 or done.stderr.count(b"\n") == 1
+        return done.returncode, json.loads(done.stdout or "{}")
+
+    proof, card = folder / "story.proof", folder / "tiny.card"
+    status, out = run(str(proof), "--model", str(card))
+    assert (status, out["valid"]) == (0, True)
+    assert out["tokens"] == list(Proof.read(proof).statement.tokens)
+    assert run(str(proof), "--model", Card.read(card).commitment)[0] == 0
+    assert run(str(proof), "--model", "0" * 64)[0] == 1
+    changed = tmp_path / "changed.proof"
+    changed.write_bytes(proof.read_bytes()[:-9] + bytes(9))
+    assert run(str(changed), "--model", str(card))[0] == 1
+    assert run(str(card), "--model", str(card))[0] == 2
 
 
 def test_changed_statements_do_not_verify(folder: Path) -> None:
