@@ -245,9 +245,10 @@ def build_parser() -> argparse.ArgumentParser:
     )
     p.add_argument("--threads", type=_unsigned(10), default=0, metavar="N", help="0: all cores (default: %(default)s)")
     p.add_argument(
-        "--no-resume",
-        action="store_true",
-        help="do not keep finished segments in FILE.parts, nor take up those of an interrupted run",
+        "--resume",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="keep finished segments in FILE.parts until the proof is written, and take up those of an interrupted run",
     )
 
     p = verb(
@@ -552,7 +553,7 @@ def _prove(options: argparse.Namespace) -> int:
                 ]
             )
         return 0
-    parts = None if options.no_resume else Path(f"{options.output}.parts")
+    parts = Path(f"{options.output}.parts") if options.resume else None
     bar = _Bar(sys.stderr)
     try:
         made = prover.prove(generation, segment_steps=options.segment_steps, parts=parts, progress=bar)
@@ -643,7 +644,9 @@ def _verify(options: argparse.Namespace) -> int:
     elif result.valid:
         s = result.statement
         assert s is not None
-        print(f"valid: the model {result.model!r} chose these {len(s.tokens)} tokens\n\n{s.prompt}{s.text}\n")
+        print(
+            f"valid: the model {result.model!r} chose these {len(s.tokens)} tokens\n\n{_visible(s.prompt + s.text)}\n"
+        )
         _print_table(
             [
                 ("commitment", s.commitment),
@@ -657,6 +660,12 @@ def _verify(options: argparse.Namespace) -> int:
     return 0 if result.valid else 1
 
 
+def _visible(text: str, *, newlines: bool = True) -> str:
+    """Text from somebody's file without characters that could command a terminal; with `newlines` line breaks and tabs stay."""
+    kept = "\n\t" if newlines else ""
+    return "".join(c if c.isprintable() or c in kept else repr(c)[1:-1] for c in text)
+
+
 def _sampling(statement: Statement) -> str:
     s = statement.sampling
     if s.temperature == 0:
@@ -666,6 +675,7 @@ def _sampling(statement: Statement) -> str:
 
 
 def _commit_model(options: argparse.Namespace) -> int:
+    from mamba_integer.files import write_atomically
     from mamba_integer.proof import Prover
 
     if not options.output.parent.is_dir() or options.output.is_dir():
@@ -674,7 +684,7 @@ def _commit_model(options: argparse.Namespace) -> int:
     registration = options.output.with_suffix(".registration")
     registered = prover.register()
     prover.card.write(options.output)
-    registration.write_bytes(registered)
+    write_atomically(registration, registered)
     out = {
         "card": os.fspath(options.output),
         "registration": os.fspath(registration),
@@ -763,7 +773,7 @@ def _info_of_proof(options: argparse.Namespace) -> int:
         card = Card.read(options.model)
         content = {key: value for key, value in card.content.items() if key != "tokenizer"}
         out: dict[str, Any] = {"file": options.model, "commitment": card.commitment, **content}
-        rows = {**out, **content["shape"]}
+        rows = {**out, **content["shape"], "name": _visible(card.name, newlines=False)}
         rows.pop("shape")
     else:
         proof = Proof.read(options.model)
@@ -787,6 +797,7 @@ def _info_of_proof(options: argparse.Namespace) -> int:
         }
         rows = {
             **out,
+            **{name: _visible(out[name], newlines=False) for name in ("model", "prompt", "text")},
             "shipped_as": ", ".join(out["shipped_as"]) or "no shipped model",
             "prompt_tokens": len(s.prompt_tokens),
             "tokens": len(s.tokens),

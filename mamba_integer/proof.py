@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import json
 import os
+import statistics
 import sys
 import time
 from collections.abc import Callable
@@ -33,16 +34,18 @@ from mamba_integer.receipt import Receipt, replay
 from mamba_integer.sampling import Q16, Sampling
 
 MAGIC = b"MI-PROOF"
-MAX_BYTES = 1 << 30  # of a proof
+MAX_BYTES = 1 << 26  # of a proof
 PROTOCOL = 1
 SEGMENT_STEPS = (8, 16, 32, 64, 128, 256, 512)
-# Of `Prover.estimate`, as measured on the shipped model: in units of one cell's commitment, and bytes.
-CELL_COST = 8.0
-LEAF_COST = 5.0
-CELL_BYTES = 105
-BASE_BYTES = 1 << 27
-SEGMENT_BYTES = 280_000
-MODEL_OPENING_BYTES = 330_000
+MAX_TOP_K = 1 << 17
+# Of `Prover.estimate`, as measured on the shipped and on a tiny model: time in units of one cell's commitment, then bytes.
+CELL_COST = 7.0
+LEAF_COST = 5.5
+CELL_BYTES = 105  # of memory
+BASE_BYTES = 1 << 27  # of memory
+SEGMENT_BYTES, DOUBLING_BYTES = 287_000, 11_000  # a segment of 2^22 cells, and what each doubling adds
+OPENING_BYTES = 26_500  # of the model, for each doubling of its weights beyond 2^11
+STATES_BYTES = 65_000  # if there are more segments than one
 STAGES = ("witness", "commit", "lookups", "main", "second", "open")  # where a segment's time goes
 
 
@@ -212,6 +215,7 @@ class Prover:
         self._threads = threads
         began = time.perf_counter()
         weights = _weights(self.model)
+        self._parameters = sum(tensor.size for tensor in weights.tensors.values())
         self._native = _native.Prover(
             _shape(weights), _tensors(weights), weights.name, weights.digest, _tokenizer(self.model, weights), threads
         )
@@ -235,18 +239,20 @@ class Prover:
 
     def estimate(self, generation: Generation, segment_steps: int = 64) -> dict[str, Any]:
         """What `prove` would take, from the size of the circuits and the speed of this machine now (measured in half a second): segments (log2 of their
-        steps), seconds, memory_bytes, proof_bytes, security_bits. Time and memory are estimates: other work on the machine adds to them."""
+        steps), seconds, memory_bytes, proof_bytes, security_bits. Time, memory and size are estimates, within a third on a quiet machine."""
         statement = self.statement(generation, segment_steps)
         sizes, bits = _native.proof_size(self.card.data, statement.to_bytes())
-        # Against a commitment to 2^20 cells: what a cell and a leaf, both as padded, take in all.
-        unit = _native.commit_seconds(20, self._threads) / 2**20
+        # Against a commitment to 2^22 cells: what a cell and a leaf, both as padded, take in all.
+        unit = statistics.median(_native.commit_seconds(22, self._threads) for _ in range(3)) / 2**22
         padded = [(1 << (cells - 1).bit_length(), leaves) for cells, leaves in sizes]
+        size = sum(SEGMENT_BYTES + DOUBLING_BYTES * (cells.bit_length() - 23) for cells, _ in padded)
+        size += OPENING_BYTES * max(1, self._parameters.bit_length() - 11) + STATES_BYTES * (len(sizes) > 1)
         seconds = sum(CELL_COST * cells + LEAF_COST * leaves for cells, leaves in padded) * unit
         return {
             "segments": list(statement.segments),
             "seconds": round(seconds + self.seconds, 2),
             "memory_bytes": max(CELL_BYTES * max(cells, leaves) for cells, leaves in padded) + BASE_BYTES,
-            "proof_bytes": len(self.card.data) + MODEL_OPENING_BYTES + SEGMENT_BYTES * len(sizes),
+            "proof_bytes": len(self.card.data) + len(statement.to_bytes()) + size,
             "security_bits": int(bits * 100) / 100,
         }
 
@@ -364,6 +370,8 @@ def provable(generation: Generation) -> None:
     """ProofError, which says why, for a generation that no proof can be made of."""
     if generation.sampling.top_p != Q16:
         raise ProofError("top_p cannot be proven in this version: only 1 (off); use temperature and top_k")
+    if generation.sampling.top_k > MAX_TOP_K:
+        raise ProofError(f"top_k {generation.sampling.top_k} cannot be proven: at most {MAX_TOP_K}, or 0 (off)")
     if generation.stop_reason is None:
         raise ArgumentError("the generation has not ended")
     if generation.stop_reason == "stop":

@@ -6,7 +6,7 @@ use crate::Error;
 
 const VERSION: u32 = 1;
 /// No honest file is larger; a claim of more is refused before anything is reserved.
-const MAX_BYTES: usize = 1 << 30;
+const MAX_BYTES: usize = 1 << 26;
 
 /// `magic`, version, the lengths of the parts, the parts.
 pub fn write(magic: &[u8; 8], parts: &[&[u8]]) -> Vec<u8> {

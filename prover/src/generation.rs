@@ -340,9 +340,11 @@ pub struct Verified {
 
 /// Checks a proof file against the commitment of the model that the user names.
 pub fn verify(bytes: &[u8], commitment: &[u8; 32]) -> Result<Verified, Error> {
-    let [_, _, body] = container::read(PROOF, "proof", bytes)?;
+    let [_, card, body] = container::read(PROOF, "proof", bytes)?;
+    // A card has one form, so its bytes decide whose it is before anything in it is believed.
+    let other = Card::commitment_of(card) != *commitment;
     let Claimed { statement, card } = read(bytes)?;
-    if card.commitment() != *commitment || from_hex(&statement.commitment) != Some(*commitment) {
+    if other || from_hex(&statement.commitment) != Some(*commitment) {
         return Err(Error::Statement(format!(
             "it is a proof about the model {:?} with the commitment {}, not about the model with the commitment {}",
             card.name,

@@ -47,7 +47,7 @@ fn reductions(circuit: &Circuit, plan: &Plan) -> f64 {
 pub fn bits(circuits: &[Circuit], card: &Card) -> Result<f64, Error> {
     let (mut error, mut widest) = (0.0, 0f64);
     let mut reduced = 0.0;
-    let (mut model, mut states) = (vec![], vec![]);
+    let (mut model, mut states, mut state_logs) = (vec![], vec![], vec![]);
     for circuit in circuits {
         let plan = Plan::new(circuit);
         let (e, list) = opening(&trace_shape(circuit), &batches(&plan, Oracle::Trace), Regime::Johnson)?;
@@ -55,25 +55,22 @@ pub fn bits(circuits: &[Circuit], card: &Card) -> Result<f64, Error> {
         widest = widest.max(list);
         reduced += reductions(circuit, &plan);
         model.extend(batches(&plan, Oracle::Model));
-        states.extend(
-            circuit
-                .slots
-                .iter()
-                .filter(|s| s.oracle == Oracle::StateIn)
-                .map(|s| s.log as u8),
-        );
+        // Every state between two segments is opened by both, at points of their own.
+        for oracle in [Oracle::StateIn, Oracle::StateOut] {
+            states.extend(batches(&plan, oracle));
+        }
+        let state_in = circuit.slots.iter().filter(|s| s.oracle == Oracle::StateIn);
+        state_logs.extend(state_in.map(|s| s.log as u8));
     }
     let (e, list) = opening(&model_shape(&card.shape), &model, Regime::Unique)?;
     error += e;
     widest = widest.max(list);
     if !states.is_empty() {
-        let batches: Vec<Batch> = (0..states.len())
-            .map(|i| Batch {
-                slots: vec![i],
-                point: vec![EF::ZERO; states[i].into()],
-            })
-            .collect();
-        let (e, list) = opening(&Shape { log_heights: states }, &batches, Regime::Johnson)?;
+        // Which boundary a batch belongs to does not matter here: the first one's slots stand for all.
+        let shape = Shape {
+            log_heights: state_logs,
+        };
+        let (e, list) = opening(&shape, &states, Regime::Johnson)?;
         error += e;
         widest = widest.max(list);
     }

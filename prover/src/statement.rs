@@ -11,7 +11,9 @@ pub const PROTOCOL: u32 = 1;
 pub const SPEC: u32 = 1;
 /// log2 of the steps of a segment.
 pub const LOG_STEPS: std::ops::RangeInclusive<u8> = 3..=9;
-const MAX_TOKENS: usize = 1 << 20;
+/// What a verifier holds in memory at once grows with the segments.
+const MAX_SEGMENTS: usize = 64;
+const MAX_TOKENS: usize = MAX_SEGMENTS << 9;
 
 /// The public facts about a registered model.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -131,9 +133,14 @@ impl Card {
     }
 
     pub fn commitment(&self) -> [u8; 32] {
+        Card::commitment_of(&self.to_bytes())
+    }
+
+    /// The commitment of the card with these bytes.
+    pub fn commitment_of(bytes: &[u8]) -> [u8; 32] {
         let mut hash = Sha256::new();
         hash.update(b"mamba-integer-commitment-1");
-        hash.update(self.to_bytes());
+        hash.update(bytes);
         hash.finalize().into()
     }
 
@@ -221,6 +228,9 @@ impl Statement {
         if self.prompt_tokens.len() + self.tokens.len() > MAX_TOKENS {
             return wrong(format!("more than {MAX_TOKENS} tokens"));
         }
+        if self.segments.len() > MAX_SEGMENTS {
+            return wrong(format!("more than {MAX_SEGMENTS} segments"));
+        }
         let vocab = card.shape.vocab_size;
         if let Some(token) = self
             .prompt_tokens
@@ -255,6 +265,14 @@ impl Statement {
             return wrong("the segments do not cover all steps".into());
         }
         let tokenizer = card.tokenizer()?;
+        // Lengths first: a long text is not tokenised only to find that its tokens are others.
+        let length = |tokens: &[u32]| {
+            let each = tokens.iter().map(|t| tokenizer.token_bytes(*t).map(<[u8]>::len));
+            each.sum::<Result<usize, _>>().ok()
+        };
+        if length(&self.prompt_tokens[1..]) != Some(self.prompt.len()) {
+            return wrong("the prompt's text does not give its tokens".into());
+        }
         let encoded = tokenizer
             .encode(&self.prompt, AllowSpecial::Refuse)
             .map_err(|e| Error::Statement(format!("prompt: {e}")))?;

@@ -29,7 +29,7 @@ exit status: 0 the proof holds; 1 it does not; 2 bad usage, or a file that is no
 example:
   mamba-integer-verify story.proof --model models/tinystories.card";
 /// No proof or card is larger.
-const MAX_BYTES: u64 = 1 << 30;
+const MAX_BYTES: u64 = 1 << 26;
 
 struct Arguments {
     proof: String,
