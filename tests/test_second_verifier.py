@@ -168,6 +168,7 @@ CHANGES: dict[str, tuple[Callable[[dict[str, Any]], dict[str, Any]], str]] = {
     "no start": (lambda s: {"prompt_tokens": s["prompt_tokens"][1:]}, "does not begin"),
     "too few segments": (lambda s: {"segments": s["segments"][:-1]}, "do not cover"),
     "too many segments": (lambda s: {"segments": [*s["segments"], 3]}, "do not cover"),
+    "65 segments": (lambda s: {"segments": [3] * 65}, "too many segments"),
     "short segment": (lambda s: {"segments": [2, *s["segments"]]}, "segments is not"),
     "commitment": (lambda s: {"commitment": "0" * 64}, "another model than the card"),
     "top_p": (lambda s: {"sampling": s["sampling"] | {"top_p": 65536}}, "wrong keys"),

@@ -19,7 +19,8 @@ PROOF_MAGIC = b"MI-PROOF"
 FILE_VERSION = 1
 COMMITMENT_PREFIX = b"mamba-integer-commitment-1"
 MIN_LOG_STEPS, MAX_LOG_STEPS = 3, 9
-MAX_TOKENS = 1 << 20
+MAX_TOKENS = 1 << 15
+MAX_SEGMENTS = 64
 MAX_TOP_K = 1 << 17
 
 _HEX_DIGEST = re.compile(r"[0-9a-f]{64}")
@@ -230,13 +231,14 @@ def read_statement(data: bytes, card: Card) -> Statement:
     )
     require(result.commitment == card.commitment, "the statement is about another model than the card")
     require(len(result.prompt_tokens) > 0 and len(result.tokens) > 0, "no prompt, or nothing was chosen")
-    # "At most 2^20 tokens" (section 6) is read as: of the prompt and chosen together.
+    # "At most 2^15 tokens" (section 6) is read as: of the prompt and chosen together.
     require(len(result.prompt_tokens) + len(result.tokens) <= MAX_TOKENS, "too many tokens")
     end = V - 1
     require(result.prompt_tokens[0] == end, "the prompt does not begin with <|endoftext|>")
     require(result.finish in ("end", "limit"), "finish is neither end nor limit")
     require(end not in result.tokens[:-1], "<|endoftext|> was chosen before the end")
     require((result.tokens[-1] == end) == (result.finish == "end"), "finish does not fit the last token")
+    require(len(result.segments) <= MAX_SEGMENTS, "too many segments")
     lengths = [1 << t for t in result.segments]
     require(bool(lengths) and sum(lengths[:-1]) < result.steps <= sum(lengths), "the segments do not cover the steps")
     require(
