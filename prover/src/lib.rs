@@ -1,5 +1,7 @@
 //! Proofs that a sequence of tokens is what a registered Mamba-Integer model generates. The protocol is spec/PROTOCOL.md.
 
+#[cfg(test)]
+mod attacks;
 pub mod circuit;
 pub mod container;
 pub mod field;
