@@ -6,6 +6,7 @@ from typing import Any, final
 
 __version__: str
 engine_version: str
+training_kernels: list[tuple[str, int]]  # name and address: trainer/src/kernels.h
 
 def sha256(data: bytes) -> bytes: ...
 def documents(text: str) -> list[str]: ...

@@ -214,7 +214,10 @@ def test_up_to_the_scan_training_is_exact(changes: dict[str, object]) -> None:
         c = Round.apply(CausalConv.apply(xbc, weight, bias, pos.crossings), 8, 32767)
         act = ACTIVATIONS[config.activation]
         expected = {"embed": (r, 8), "blk.0.norm1": (u, 5), "blk.0.in_proj": (p, 8), "blk.0.conv": (c, 8)}
-        expected |= {"blk.0.x": (act.apply(c[..., :e], 5, 127), 5), "blk.0.m": (block.modulation(dt), 0)}
+        expected |= {
+            "blk.0.x": (act.apply(c[..., :e], 5, 127), 5),
+            "blk.0.m": (block.decay(dt, block.log_a, block.base), 0),
+        }
         if not config.rotation:
             expected |= {
                 "blk.0.B": (act.apply(c[..., e : e + n], 3, 31), 3),

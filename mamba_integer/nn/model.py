@@ -109,12 +109,12 @@ class IntegerBlock(nn.Module):
         with torch.no_grad():
             self.in_proj[-h:] *= 0.5
 
-    def modulation(self, dt: Tensor) -> Tensor:
+    def decay(self, dt: Tensor, log_a: Tensor, base: Tensor) -> Tensor:
         """m of the spec (section 7), dt [..., H] on the Q8 grid -> integers 1 … m_max as float [..., H]."""
         c = self.config
         scale = torch.exp2(self.shift.to(dt.dtype))
-        a = Round.apply(self.log_a.exp() * scale, 4, 1 << 19)
-        mod = (1.0 + dt + Round.apply(self.base, 8, INT16)).clamp(0.125, 4.0)
+        a = Round.apply(log_a.exp() * scale, 4, 1 << 19)
+        mod = (1.0 + dt + Round.apply(base, 8, INT16)).clamp(0.125, 4.0)
         m: Tensor = RoundUnbounded.apply(mod * a, 0, 1 << 24)
         return m.clamp(min=1.0).minimum(torch.full_like(scale, 255.0) if c.scan == "convex" else scale - 1.0)
 
@@ -141,7 +141,7 @@ class IntegerBlock(nn.Module):
         else:
             b, cc = act.apply(xbc[..., e:], 3, SIX_BITS).split(n, -1)
 
-        replaced = self.modulation(dt) * torch.exp2(-self.shift.to(dt.dtype))  # m / 2^k
+        replaced = self.decay(dt, self.log_a, self.base) * torch.exp2(-self.shift.to(dt.dtype))  # m / 2^k
         heads = x.view(batch, length, h, -1)
         y = chunked_scan(heads * replaced[..., None], torch.log1p(-replaced), b, cc, pos.seg)
         y = RoundUnbounded.apply(y + heads * skip[:, None], 8, INT16).reshape(batch, length, e)
@@ -201,6 +201,11 @@ class FloatBlock(nn.Module):
         self.out_proj = nn.Parameter(torch.randn(d, e) * (e * config.n_layers) ** -0.5)
         with torch.no_grad():
             self.in_proj[-h:] *= 0.5
+
+    def decay(self, dt: Tensor, log_a: Tensor, base: Tensor) -> tuple[Tensor, Tensor]:
+        """(share of the state that is kept, input gate), each [..., H]: exp(-a·Δ) and Δ = softplus(dt + base)."""
+        step = F.softplus(dt + base)
+        return torch.exp(-log_a.exp() * step), step
 
     def forward(self, r: Tensor, pos: Positions) -> Tensor:
         c = self.config

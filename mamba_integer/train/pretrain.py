@@ -20,13 +20,12 @@ from types import FrameType
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from mamba_integer.config import ModelConfig
 from mamba_integer.errors import ArgumentError, CheckpointError
 from mamba_integer.files import write_atomically
-from mamba_integer.nn import FloatMamba, MambaInteger, build_model
+from mamba_integer.nn import FloatMamba, MambaInteger, build_model, loss, token_nats
 from mamba_integer.tokenizer import Tokenizer, documents, read_text
 from mamba_integer.train.checkpoint import load_checkpoint, restore, save_checkpoint
 from mamba_integer.train.data import Batches, padded_documents, token_stream
@@ -95,9 +94,7 @@ def loss_sum(model: MambaInteger | FloatMamba, tokens: Tensor, scored: Tensor) -
     """Sum of −ln p over the scored positions of whole documents. tokens [B, T + 1], scored bool [B, T]."""
     reset = torch.zeros_like(scored)
     reset[:, 0] = True
-    logits = model(tokens[:, :-1], reset)
-    nats = F.cross_entropy(logits.flatten(0, 1), tokens[:, 1:].flatten(), reduction="none")
-    return (nats * scored.flatten()).sum(dtype=torch.float64)
+    return (token_nats(model, tokens[:, :-1], reset, tokens[:, 1:]) * scored).sum(dtype=torch.float64)
 
 
 @torch.no_grad()
@@ -181,8 +178,9 @@ def train(
             tokens = torch.from_numpy(batches[step]).to(t.device)
             reset = tokens[:, :-1] == tokenizer.eot
             reset[:, 0] = True
-            loss = F.cross_entropy(model(tokens[:, :-1], reset).flatten(0, 1), tokens[:, 1:].flatten())
-            loss.backward()  # type: ignore[no-untyped-call]
+            weights = torch.full(reset.shape, 1.0 / reset.numel(), device=t.device)
+            batch_loss = loss(model, tokens[:, :-1], reset, tokens[:, 1:], weights)
+            batch_loss.backward()  # type: ignore[no-untyped-call]
             norm = torch.nn.utils.clip_grad_norm_(model.parameters(), t.clip)
             if not torch.isfinite(norm):
                 raise CheckpointError(
@@ -191,7 +189,7 @@ def train(
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
             step += 1
-            window += float(loss.detach())
+            window += float(batch_loss.detach())
             if step % t.log_every == 0 or step == steps:
                 n = (step - 1) % t.log_every + 1
                 now = time.monotonic()
