@@ -41,7 +41,21 @@ def grid() -> dict[str, Run]:
     return runs
 
 
-GROUPS = {"grid": grid}
+def levers() -> dict[str, Run]:
+    """The integer model at the grid's best cell, one thing changed at a time."""
+    best: Run = {"batch": 8, "lr": 1.6e-2}
+    return {
+        "inward": best,
+        "inward-squareplus": {**best, "activation": "squareplus"},
+        "inward-rates-0.3": {**best, "lr_decay_rates": 0.3},
+        "inward-vectors-0.3": {**best, "lr_vectors": 0.3},
+        "inward-vectors-3": {**best, "lr_vectors": 3.0},
+        "inward-lr8e-3": {**best, "lr": 8e-3},
+        "inward-lr2.4e-2": {**best, "lr": 2.4e-2},
+    }
+
+
+GROUPS = {"grid": grid, "levers": levers}
 
 
 def split(run: Run) -> tuple[ModelConfig, dict[str, Any]]:

@@ -140,7 +140,7 @@ def test_bfloat16_products_change_gradients_by_their_rounding(monkeypatch: pytes
         loss(model, tokens, reset, targets, weights).backward()
         found.append(gradients(model))
     for name, e in found[0].items():
-        assert 0 < (found[1][name] - e).norm() < 0.03 * e.norm(), name
+        assert 0 < (found[1][name] - e).norm() < 0.1 * e.norm(), name
 
 
 @pytest.mark.parametrize("arithmetic", ["integer", "float"])

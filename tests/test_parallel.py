@@ -19,6 +19,7 @@ from typing import Any
 import pytest
 import torch
 
+from mamba_integer.nn import fused
 from mamba_integer.train import loop, pretrain
 from mamba_integer.train.checkpoint import load_checkpoint
 from tests.test_train import CONFIG, files, quiet  # noqa: F401  (files is a fixture)
@@ -26,6 +27,13 @@ from tests.test_train import CONFIG, files, quiet  # noqa: F401  (files is a fix
 ROOT = Path(__file__).resolve().parents[1]
 TOLERANCE = 1e-5  # nats per token, see above
 Config = pretrain.TrainConfig
+
+
+@pytest.fixture(autouse=True)
+def float32_products(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Products in bfloat16 round what one process sums otherwise than what two sum: here, and in the processes that a test starts, there are none."""
+    monkeypatch.setattr(fused, "_BFLOAT16_PRODUCTS", False)
+    monkeypatch.setenv("MAMBA_INTEGER_TRAIN_PRODUCTS", "float32")
 
 
 def options(t: Config, run: Path) -> list[str]:

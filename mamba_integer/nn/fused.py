@@ -5,12 +5,13 @@ The integer model's forward pass is exact: the integers that the engine computes
 
 Products of integers are exact in any arithmetic that holds them: int8 where the processor has dot products of bytes, float32 elsewhere. In the backward
 pass of the integer model one factor is always integers of at most eight bits times a scale, so on processors with bfloat16 products the other, a gradient,
-is rounded to bfloat16 (relative error 2^-9).
+is rounded to bfloat16 (relative error 2^-9); MAMBA_INTEGER_TRAIN_PRODUCTS=float32 in the environment keeps that from happening.
 """
 
 from __future__ import annotations
 
 import ctypes
+import os
 from typing import Any
 
 import torch
@@ -21,14 +22,17 @@ from torch.autograd.function import once_differentiable
 
 from mamba_integer import _native
 from mamba_integer.nn.model import EMBED_SCALE, FloatMamba, IntegerBlock, MambaInteger, Positions
-from mamba_integer.nn.quant import INT8, INT16, QuantEmbedding, embedding_multiplier, row_multipliers
+from mamba_integer.nn.quant import INT8, INT16, QuantEmbedding, embedding_multiplier, row_multipliers, through
 
 _CHUNK = 32  # steps between stored states, as in trainer/src
 _ROWS = 512  # positions whose logits exist at a time
 _EXACT_IN_FLOAT = (1 << 24) // (INT8 * INT8)  # longest product of int8 vectors whose partial sums float32 holds
 
 _INT8_PRODUCTS: bool = getattr(torch.cpu, "_is_vnni_supported", lambda: False)()
-_BFLOAT16_PRODUCTS: bool = getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)()
+_BFLOAT16_PRODUCTS: bool = (
+    getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)()
+    and os.environ.get("MAMBA_INTEGER_TRAIN_PRODUCTS") != "float32"
+)
 
 
 class _Mixer(ctypes.Structure):
@@ -96,7 +100,7 @@ def _integers(x: Tensor, f: int, limit: int) -> Tensor:
 
 def _inside(x: Tensor, f: int, limit: int, grad: Tensor) -> Tensor:
     """Gradient of nn.quant.Round."""
-    return grad * (x.abs() <= limit * 2.0**-f)
+    return through(grad, x, limit * 2.0**-f)
 
 
 class _Weight:

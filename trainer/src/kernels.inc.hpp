@@ -68,13 +68,16 @@ inline int32_t act(int32_t c, int to, int32_t limit) {
     return clamp(rshift(((c + isqrt(c * c + (1 << 18))) >> 1) - 256, 8 - to), limit);
 }
 
-// Derivative of the smooth form of act, 0 where the value is beyond `bound`.
+// Where a value is clamped, its gradient passes only if a step against it would bring the value back (nn/quant.py, `through`).
+inline bool passes(float grad, float value, float bound) { return std::fabs(value) <= bound || grad * value > 0.0f; }
+
+// grad times the derivative of the smooth form of act.
 template <bool kSilu>
-inline float act_slope(float c, float bound) {
+inline float act_backward(float grad, float c, float bound) {
     const float r = 1.0f / std::sqrt(c * c + 4.0f);
     const float half = 0.5f + 0.5f * c * r;
-    if constexpr (kSilu) return std::fabs(c * half) <= bound ? half + 2.0f * c * r * r * r : 0.0f;
-    return std::fabs(0.5f * (c + (c * c + 4.0f) * r) - 1.0f) <= bound ? half : 0.0f;
+    if constexpr (kSilu) return passes(grad, c * half, bound) ? grad * (half + 2.0f * c * r * r * r) : 0.0f;
+    return passes(grad, 0.5f * (c + (c * c + 4.0f) * r) - 1.0f, bound) ? grad * half : 0.0f;
 }
 
 // e^x to 2 units in the last place for |x| <= 87, saturating beyond: a power of two and a polynomial (Cephes expf's degrees).
@@ -143,7 +146,7 @@ void norm_row_backward(const float *grad, const float *x, const float *g, NormRo
     float dot = 0.0f;
     _Pragma("omp simd reduction(+ : dot)") for (int i = 0; i < d; ++i) {
         const float xr = x[i] * n.ratio;
-        const float gy = std::fabs(xr * g[i]) <= bound ? grad[i] : 0.0f;
+        const float gy = passes(grad[i], xr * g[i], bound) ? grad[i] : 0.0f;
         grad_g[i] += gy * xr;
         const float gg = gy * g[i];
         grad_x[i] = gg;
@@ -168,13 +171,15 @@ struct Integer {
     static Value x(Value c) { return act<kSiluConv>(c, 5, 127); }
     static Value bc(Value c) { return act<kSiluConv>(c, 3, 31); }
     static Value gate(Value z) { return act<kSiluGate>(z, 8, 16383); }
-    static float x_slope(float c) { return act_slope<kSiluConv>(c, 127.0f / 32); }
-    static float bc_slope(float c) { return act_slope<kSiluConv>(c, 31.0f / 8); }
-    static float gate_slope(float z) { return act_slope<kSiluGate>(z, 16383.0f / 256); }
+    static float x_backward(float grad, float c) { return act_backward<kSiluConv>(grad, c, 127.0f / 32); }
+    static float bc_backward(float grad, float c) { return act_backward<kSiluConv>(grad, c, 31.0f / 8); }
+    static float gate_backward(float grad, float z) { return act_backward<kSiluGate>(grad, z, 16383.0f / 256); }
     static Value output(Value sum, Value skip, Value x) { return clamp(rshift(sum + ((skip * x) << 6), 9), 32767); }
     static Value gated(Value y, Value g) { return clamp(rshift(y * g, 6), (1 << 17) - 1); }
     // A saturated product stands at the limit itself.
-    static float gated_mask(float o) { return std::fabs(o) < static_cast<float>((1 << 17) - 1) / 1024 ? 1.0f : 0.0f; }
+    static float gated_backward(float grad, float o) {
+        return passes(grad, o, static_cast<float>((1 << 17) - 2) / 1024) ? grad : 0.0f;
+    }
     static NormRow norm(const Value *o, const Value *g, Out *out, int d, int mantissa) {
         return norm_row(o, g, out, d, 10, mantissa);
     }
@@ -197,12 +202,12 @@ struct Float {
     static float x(float c) { return silu(c); }
     static float bc(float c) { return silu(c); }
     static float gate(float z) { return silu(z); }
-    static float x_slope(float c) { return silu_slope(c); }
-    static float bc_slope(float c) { return silu_slope(c); }
-    static float gate_slope(float z) { return silu_slope(z); }
+    static float x_backward(float grad, float c) { return grad * silu_slope(c); }
+    static float bc_backward(float grad, float c) { return grad * silu_slope(c); }
+    static float gate_backward(float grad, float z) { return grad * silu_slope(z); }
     static float output(float sum, float skip, float x) { return sum + skip * x; }
     static float gated(float y, float g) { return y * g; }
-    static float gated_mask(float) { return 1.0f; }
+    static float gated_backward(float grad, float) { return grad; }
     static NormRow norm(const float *o, const float *g, float *out, int d, int) { return norm_row(o, g, out, d); }
     static constexpr float kScaleG = 1.0f;
 };
@@ -405,9 +410,9 @@ void backward_rows(const mi_mixer &s, const mi_mixer_grads &g, int row0, int row
                 MI_VECTOR
                 for (int i = 0; i < e; ++i) {
                     const float z = static_cast<float>(p[i]) * A::kP;
-                    const float d = go[i] * A::gated_mask(of[i]);
+                    const float d = A::gated_backward(go[i], of[i]);
                     dyq[i] = d * (static_cast<float>(A::gate(static_cast<V>(p[i]))) * A::kG);
-                    grad_p[i] = d * (static_cast<float>(yq[i]) * A::kY) * A::gate_slope(z);
+                    grad_p[i] = A::gate_backward(d * (static_cast<float>(yq[i]) * A::kY), z);
                 }
                 float *dxq = dx.data() + static_cast<int64_t>(q) * e;
                 for (int head = 0; head < s.heads; ++head) {
@@ -501,15 +506,15 @@ void backward_rows(const mi_mixer &s, const mi_mixer_grads &g, int row0, int row
                 const float *cq = cf.data() + static_cast<int64_t>(q) * channels;
                 const float *dxq = dx.data() + static_cast<int64_t>(q) * e;
                 MI_VECTOR
-                for (int i = 0; i < e; ++i) dcq[i] = dxq[i] * A::x_slope(cq[i]);
+                for (int i = 0; i < e; ++i) dcq[i] = A::x_backward(dxq[i], cq[i]);
                 for (int i = 0; i < n; ++i) {
                     float b = 0.0f, cc = 0.0f;
                     for (int l = 0; l < 16; ++l) {
                         b += db[(static_cast<int64_t>(q) * n + i) * 16 + l];
                         cc += dcc[(static_cast<int64_t>(q) * n + i) * 16 + l];
                     }
-                    dcq[e + i] = b * A::bc_slope(cq[e + i]);
-                    dcq[e + n + i] = cc * A::bc_slope(cq[e + n + i]);
+                    dcq[e + i] = A::bc_backward(b, cq[e + i]);
+                    dcq[e + n + i] = A::bc_backward(cc, cq[e + n + i]);
                 }
             }
             for (int q = 0; q < count; ++q) {
