@@ -20,6 +20,7 @@ from mamba_integer.errors import ArgumentError, ProofError
 from mamba_integer.files import write_atomically
 
 CARD_SUFFIX = ".card"
+REGISTRATION_SUFFIX = ".registration"
 MAX_BYTES = 1 << 26  # of a card
 _COMMITMENT = re.compile(r"[0-9a-fA-F]{64}")
 
@@ -88,9 +89,14 @@ def find_commitment(name: str | os.PathLike[str]) -> str:
 
     Raises ArgumentError when there is no such card, ProofError when it is broken.
     """
+    return find_named(name)[0]
+
+
+def find_named(name: str | os.PathLike[str]) -> tuple[str, Path | None]:
+    """As `find_commitment`, with the card's file; None where the user gave the 64 digits."""
     text = os.fspath(name)
     if _COMMITMENT.fullmatch(text):
-        return text.lower()
+        return text.lower(), None
     path = Path(text)
     if text.endswith(MODEL_SUFFIX):
         card = path.with_suffix(CARD_SUFFIX)
@@ -98,16 +104,16 @@ def find_commitment(name: str | os.PathLike[str]) -> str:
             raise ArgumentError(
                 f"{text}: a card is needed, not a model file (make one: mamba-integer commit-model {text} -o {card})"
             )
-        return _card_of_file(path, card).commitment
+        return _card_of_file(path, card).commitment, card
     if text.endswith(CARD_SUFFIX) or os.sep in text or (os.altsep and os.altsep in text):
         if not path.is_file():
             raise ArgumentError(f"{text}: no such card")
-        return Card.read(path).commitment
+        return Card.read(path).commitment, path
     shipped = shipped_cards()
     if text in shipped:
-        return Card.read(shipped[text]).commitment
+        return Card.read(shipped[text]).commitment, shipped[text]
     if path.is_file():
-        return Card.read(path).commitment
+        return Card.read(path).commitment, path
     names = ", ".join(shipped) or "none"
     raise ArgumentError(
         f"no card of a model {text!r} (shipped models with a card: {names}; a path names a card, 64 digits a commitment)"

@@ -257,7 +257,7 @@ def build_parser() -> argparse.ArgumentParser:
         _verify,
         "Verify a proof. Needs no weights, only the commitment of the model that you name; exit status 0 if the proof holds, 1 if not, and the reason.",
         "verify story.proof",
-        "verify story.proof --model my-model.card --json",
+        "verify story.proof --model my-model.card --registration my-model.registration --json",
     )
     p.add_argument(
         "proof",
@@ -270,6 +270,12 @@ def build_parser() -> argparse.ArgumentParser:
         default="tinystories",
         metavar="NAME|CARD|COMMITMENT",
         help="a shipped model's name, a card, or a commitment of 64 digits (default: %(default)s)",
+    )
+    p.add_argument(
+        "--registration",
+        type=Path,
+        metavar="FILE",
+        help="the model's registration, checked too (default: NAME.registration beside the card NAME.card, if it is there)",
     )
 
     p = verb(
@@ -638,7 +644,7 @@ def _verify(options: argparse.Namespace) -> int:
                 else "valid: the weights behind this commitment are within their bounds"
             )
         return 1 if reason else 0
-    result = verify(options.proof, options.model)
+    result = verify(options.proof, options.model, options.registration)
     if options.json:
         _print_json(result.to_json())
     elif result.valid:
@@ -652,6 +658,12 @@ def _verify(options: argparse.Namespace) -> int:
                 ("commitment", s.commitment),
                 ("sampling", _sampling(s)),
                 ("security", f"{result.security_bits} bits"),
+                (
+                    "registration",
+                    "checked"
+                    if result.registration
+                    else "not checked: nothing shows that the weights are within bounds",
+                ),
                 ("verified in", f"{1000 * result.seconds:.0f} ms"),
             ]
         )

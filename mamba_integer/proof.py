@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from mamba_integer import _native
-from mamba_integer.card import Card, card_of, find_commitment
+from mamba_integer.card import REGISTRATION_SUFFIX, Card, card_of, find_commitment, find_named
 from mamba_integer.engine import Generation, Model
 from mamba_integer.errors import ArgumentError, ModelFormatError, ProofError
 from mamba_integer.files import write_atomically
@@ -142,7 +142,8 @@ class Proof:
 class Verification:
     """What `verify` found. reason is "" for a proof that holds; statement, model (its name) and security_bits are None for one that does not.
 
-    commitment: the one it was checked against.
+    commitment: the one it was checked against. registration: the model's registration was checked too, and holds; without one, the proof is worth as much as
+    whoever gave the card is trusted to have registered its weights. seconds: those of both.
     """
 
     valid: bool
@@ -151,6 +152,7 @@ class Verification:
     statement: Statement | None
     model: str | None
     security_bits: float | None
+    registration: bool
     seconds: float
 
     def to_json(self) -> dict[str, Any]:
@@ -165,6 +167,7 @@ class Verification:
             "tokens": list(s.tokens) if s else None,
             "prompt": s.prompt if s else None,
             "security_bits": self.security_bits,
+            "registration": "checked" if self.registration else "not checked",
             "seconds": round(self.seconds, 6),
         }
 
@@ -175,25 +178,51 @@ def verify_registration(registration: bytes, model: str | os.PathLike[str] | Car
 
 
 def verify(
-    proof: str | os.PathLike[str] | bytes | Proof, model: str | os.PathLike[str] | Card = "tinystories"
+    proof: str | os.PathLike[str] | bytes | Proof,
+    model: str | os.PathLike[str] | Card = "tinystories",
+    registration: str | os.PathLike[str] | bytes | None = None,
 ) -> Verification:
     """Checks a proof against the model that the caller names: a shipped model's name, a card (or its file), or a commitment of 64 hexadecimal digits.
 
-    Needs no weights. Raises ProofError for what is no proof at all, ArgumentError for an unknown model.
+    registration: a file, or its bytes; by default the one beside the card's file (NAME.registration), if there is one. One that does not hold fails the
+    verification. Needs no weights. Raises ProofError for what is no proof at all, ArgumentError for an unknown model or a registration that cannot be read.
     """
-    commitment = model.commitment if isinstance(model, Card) else find_commitment(model)
+    commitment, card = (model.commitment, None) if isinstance(model, Card) else find_named(model)
+    if registration is None and card is not None:
+        beside = card.with_suffix(REGISTRATION_SUFFIX)
+        registration = beside if beside.is_file() else None
+    what = "registration"
+    if isinstance(registration, (str, os.PathLike)):
+        what = f"registration {os.fspath(registration)}"
+        registration = _registration_file(registration)
     if isinstance(proof, (bytes, bytearray, memoryview)):
         proof = Proof(bytes(proof))
     elif not isinstance(proof, Proof):
         proof = Proof.read(proof)
     began = time.perf_counter()
+    reason, bits, registered = "", None, False
     try:
-        bits = _native.verify_proof(proof.data, commitment)
+        if registration is not None:
+            _native.verify_registration(bytes(registration), commitment)
+            registered = True
     except ProofError as error:
-        seconds = time.perf_counter() - began
-        return Verification(False, str(error), commitment, None, None, None, seconds)
+        reason = f"{what}: {error}"
+    if not reason:
+        try:
+            bits = int(_native.verify_proof(proof.data, commitment) * 100) / 100
+        except ProofError as error:
+            reason = str(error)
     seconds = time.perf_counter() - began
-    return Verification(True, "", commitment, proof.statement, proof.card.name, int(bits * 100) / 100, seconds)
+    statement, name = (proof.statement, proof.card.name) if not reason else (None, None)
+    return Verification(not reason, reason, commitment, statement, name, bits, registered, seconds)
+
+
+def _registration_file(path: str | os.PathLike[str]) -> bytes:
+    try:
+        with Path(path).open("rb") as file:
+            return file.read(MAX_BYTES + 1)
+    except OSError as error:
+        raise ArgumentError(f"{os.fspath(path)}: {error.strerror or error}") from None
 
 
 # ---- proving ---------------------------------------------------------------------------------------------------------

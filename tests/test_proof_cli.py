@@ -18,8 +18,8 @@ from mamba_integer import proof as pf
 from mamba_integer import receipt
 from mamba_integer.card import Card
 from mamba_integer.cli import main
-from mamba_integer.engine import Model
-from mamba_integer.errors import ProofError
+from mamba_integer.engine import Model, find_model
+from mamba_integer.errors import ArgumentError, ProofError
 from mamba_integer.model_file import serialize
 from mamba_integer.proof import Proof, Prover, verify
 from mamba_integer.random_model import random_model
@@ -27,7 +27,18 @@ from tests.models import ROOT, TINY_CONFIG, TINY_TOKENIZER, tiny_model_bytes
 
 PROMPT = "Once upon"
 VERIFIER = Path(os.environ.get("CARGO_TARGET_DIR", ROOT / "target")) / "release/mamba-integer-verify"
-VERIFY_KEYS = {"valid", "reason", "commitment", "model", "text", "tokens", "prompt", "security_bits", "seconds"}
+VERIFY_KEYS = {
+    "valid",
+    "reason",
+    "commitment",
+    "model",
+    "text",
+    "tokens",
+    "prompt",
+    "security_bits",
+    "registration",
+    "seconds",
+}
 
 
 @pytest.fixture(scope="module")
@@ -223,6 +234,38 @@ def test_the_standalone_verifier_says_the_same(folder: Path, tmp_path: Path) -> 
         assert set(theirs) == set(ours) == VERIFY_KEYS
         assert {**theirs, "seconds": 0} == {**ours, "seconds": 0}
         assert run(path, "--model", model)[1].startswith("valid: " if valid else "NOT VALID: ")
+    # The registration: beside the card, given, another's, none.
+    beside, elsewhere, other = folder / "tiny.registration", tmp_path / "mine", find_model("tinystories")
+    assert not verify(proof, card).registration
+    elsewhere.write_bytes(Prover(folder / "tiny.gguf").register())
+    broken, theirs_registered = tmp_path / "broken.registration", other.with_suffix(".registration")
+    data = bytearray(elsewhere.read_bytes())
+    data[-100] ^= 1
+    broken.write_bytes(data)
+    for given, model, registration, reason in (
+        (elsewhere, card, "checked", ""),
+        (elsewhere, Card.read(card).commitment, "checked", ""),
+        (None, card, "not checked", ""),
+        (broken, card, "not checked", f"registration {broken}: "),
+        (theirs_registered, card, "not checked", f"registration {theirs_registered}: "),
+        (proof, card, "not checked", f"registration {proof}: "),
+    ):
+        status, out, err = run(proof, "--model", model, "--json", *(("--registration", given) if given else ()))
+        theirs, ours = json.loads(out), verify(proof, model, given).to_json()
+        assert {**theirs, "seconds": 0} == {**ours, "seconds": 0}
+        assert (status, err, ours["valid"], ours["registration"]) == (int(bool(reason)), "", not reason, registration)
+        assert ours["reason"].startswith(reason)
+    for content, registration in ((elsewhere.read_bytes(), "checked"), (bytes(data), "not checked")):
+        beside.write_bytes(content)
+        theirs, ours = json.loads(run(proof, "--model", card, "--json")[1]), verify(proof, card).to_json()
+        assert theirs["registration"] == ours["registration"] == registration
+        assert theirs["valid"] == ours["valid"] == (registration == "checked")
+        assert str(beside) in ours["reason"] or ours["valid"]
+        assert main(["verify", str(proof), "--model", str(card)]) == (0 if ours["valid"] else 1)
+    beside.unlink()
+    with pytest.raises(ArgumentError, match="no-such-file"):
+        verify(proof, card, tmp_path / "no-such-file")
+    assert run(proof, "--model", card, "--registration", tmp_path / "no-such-file")[0] == 2
     for arguments in ((), (proof,), (card, "--model", card), (proof, "--model", proof), (proof, "--model"), ("--x",)):
         status, out, err = run(*arguments)
         assert (status, out) == (2, "")

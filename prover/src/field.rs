@@ -3,7 +3,7 @@
 //! Everywhere a polynomial of k variables is its 2^k values, variable 0 being the most significant bit of the index.
 
 use p3_blake3::Blake3;
-use p3_challenger::{CanObserve, HashChallenger, SerializingChallenger32};
+use p3_challenger::{ByteGrindingChallenger, CanObserve, CanSample, HashChallenger, SerializingChallenger32};
 use p3_field::extension::QuinticTrinomialExtensionField;
 use p3_field::integers::QuotientMap;
 use p3_field::{ExtensionField, Field, PackedFieldExtension, PrimeCharacteristicRing};
@@ -21,15 +21,59 @@ pub type EF = QuinticTrinomialExtensionField<F>;
 pub type Packed = <F as Field>::Packing;
 pub type PackedEF = <EF as ExtensionField<F>>::ExtensionPacking;
 
-pub type Challenger = SerializingChallenger32<F, HashChallenger<u8, Blake3, 32>>;
+pub type Challenger = SerializingChallenger32<F, Transcript>;
 pub type LeafHash = SerializingHasher<Blake3>;
 pub type Compress = CompressionFunctionFromHasher<Blake3, 2, 32>;
 pub type Mmcs = p3_merkle_tree::MerkleTreeMmcs<F, u8, LeafHash, Compress, 2, 32>;
 pub type Dft = p3_dft::Radix2DFTSmallBatch<F>;
 
+/// Candidates of a proof of work that are tried together: many for the threads, few against the 2^16 that one takes.
+const GRINDING_BLOCK: u64 = 1 << 12;
+
+/// Plonky3's byte challenger, but for grinding: that takes *any* witness which a thread finds, this the least. So the same statement has the same proof
+/// on every machine and with any number of threads.
+#[derive(Clone, Debug)]
+pub struct Transcript(HashChallenger<u8, Blake3, 32>);
+
+impl CanObserve<u8> for Transcript {
+    fn observe(&mut self, value: u8) {
+        self.0.observe(value);
+    }
+    fn observe_slice(&mut self, values: &[u8]) {
+        self.0.observe_slice(values);
+    }
+}
+
+impl CanSample<u8> for Transcript {
+    fn sample(&mut self) -> u8 {
+        self.0.sample()
+    }
+    fn sample_into_slice(&mut self, values: &mut [u8]) {
+        self.0.sample_into_slice(values);
+    }
+}
+
+impl ByteGrindingChallenger for Transcript {
+    fn find_witness<const W: usize, const S: usize>(
+        &self,
+        num_candidates: u64,
+        encode: impl Fn(u64) -> [u8; W] + Sync,
+        accepts: impl Fn([u8; S]) -> bool + Sync,
+    ) -> Option<u64> {
+        (0..num_candidates).step_by(GRINDING_BLOCK as usize).find_map(|from| {
+            let any_of_first = |n: u64| self.0.find_witness(n, |i| encode(from + i), &accepts);
+            let mut found = any_of_first(GRINDING_BLOCK.min(num_candidates - from))?;
+            while let Some(less) = any_of_first(found) {
+                found = less;
+            }
+            Some(from + found)
+        })
+    }
+}
+
 /// A transcript whose first absorbed bytes are `label`.
 pub fn challenger(label: &[u8]) -> Challenger {
-    Challenger::from_hasher(label.to_vec(), Blake3)
+    Challenger::new(Transcript(HashChallenger::new(label.to_vec(), Blake3)))
 }
 
 /// Binary Merkle trees of one root.
@@ -95,7 +139,7 @@ pub(crate) fn guarded<T>(action: impl FnOnce() -> T) -> Result<T, String> {
 
 #[cfg(test)]
 mod tests {
-    use p3_challenger::FieldChallenger;
+    use p3_challenger::{FieldChallenger, GrindingChallenger};
 
     use super::*;
 
@@ -132,6 +176,18 @@ mod tests {
                 .collect();
             let expected: EF = ext.iter().zip(&table).map(|(&v, &e)| v * e).sum();
             assert_eq!(eval_multilinear_ext(&ext, &point), expected);
+        }
+    }
+
+    #[test]
+    fn grinding_finds_the_least_witness() {
+        for (label, bits) in [(&b"a"[..], 1), (b"b", 5), (b"c", 11), (b"d", 13), (b"e", 14)] {
+            let start = challenger(label);
+            let least = (0..).map(F::from_u32).find(|w| start.clone().check_witness(bits, *w));
+            for threads in 1..=3 {
+                let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+                assert_eq!(pool.install(|| start.clone().grind(bits)), least.unwrap());
+            }
         }
     }
 

@@ -1,4 +1,4 @@
-//! `mamba-integer-verify PROOF --model CARD|COMMITMENT`: checks a proof without weights and without Python.
+//! `mamba-integer-verify PROOF --model CARD|COMMITMENT [--registration FILE]`: checks a proof without weights and without Python.
 //!
 //! The card (or commitment) is the caller's choice of model and must come from someone the caller trusts; the card inside the proof is used only if it
 //! hashes to that commitment. Exit status: 0 the proof holds; 1 it does not; 2 bad usage, or a file that is no proof.
@@ -9,17 +9,19 @@ use std::process::ExitCode;
 use std::time::Instant;
 
 use mamba_integer_prover::generation::{read, verify, Verified};
+use mamba_integer_prover::registration;
 use mamba_integer_prover::statement::{from_hex, hex, Card};
 use serde_json::{json, Value};
 
 const PROGRAM: &str = "mamba-integer-verify";
-const USAGE: &str = "usage: mamba-integer-verify PROOF --model FILE.card|COMMITMENT [--json]
+const USAGE: &str = "usage: mamba-integer-verify PROOF --model FILE.card|COMMITMENT [--registration FILE] [--json]
 
 Checks that a registered Mamba-Integer model generated what a proof says. Needs no weights: only the model's card, or its commitment of 64
 hexadecimal digits, which you must have from someone you trust.
 
 options:
   --model FILE.card|COMMITMENT   the model that the proof must be about
+  --registration FILE            the model's registration, checked too; by default NAME.registration beside NAME.card, if it is there
   --json                         print one JSON object
   --version                      print the version and exit
   -h, --help                     print this and exit
@@ -34,6 +36,7 @@ const MAX_BYTES: u64 = 1 << 26;
 struct Arguments {
     proof: String,
     model: String,
+    registration: Option<String>,
     json: bool,
 }
 
@@ -62,35 +65,52 @@ fn complain(message: &str) -> ExitCode {
     ExitCode::from(2)
 }
 
-fn arguments(given: impl Iterator<Item = String>) -> Result<Request, String> {
-    let (mut proof, mut model, mut json) = (None, None, false);
+fn arguments(mut given: impl Iterator<Item = String>) -> Result<Request, String> {
+    let (mut proof, mut model, mut registration, mut json) = (None, None, None, false);
     let usage = |what: String| format!("{what} (see {PROGRAM} --help)");
-    let mut given = given.peekable();
     while let Some(argument) = given.next() {
-        match argument.as_str() {
+        let (name, value) = match argument.split_once('=') {
+            Some((name, value)) if name.starts_with("--") => (name, Some(value.to_owned())),
+            _ => (&argument[..], None),
+        };
+        match name {
             "-h" | "--help" => return Ok(Request::Print(USAGE.into())),
             "--version" => return Ok(Request::Print(format!("{PROGRAM} {}", env!("CARGO_PKG_VERSION")))),
-            "--json" => json = true,
-            "--model" => {
-                let value = given.next();
-                model = Some(value.ok_or_else(|| usage("--model: a card or commitment is needed".into()))?);
+            "--json" if value.is_none() => json = true,
+            "--model" | "--registration" => {
+                let value = value.or_else(|| given.next());
+                let value = value.ok_or_else(|| usage(format!("{name}: a file is needed")))?;
+                *(if name == "--model" {
+                    &mut model
+                } else {
+                    &mut registration
+                }) = Some(value);
             }
-            other => match other.strip_prefix("--model=") {
-                Some(value) => model = Some(value.into()),
-                None if other.starts_with('-') && other != "-" => return Err(usage(format!("unknown option {other}"))),
-                None if proof.is_some() => return Err(usage(format!("one proof, not also {other}"))),
-                None => proof = Some(argument),
-            },
+            _ if argument.starts_with('-') && argument != "-" => {
+                return Err(usage(format!("unknown option {argument}")))
+            }
+            _ if proof.is_some() => return Err(usage(format!("one proof, not also {argument}"))),
+            _ => proof = Some(argument),
         }
     }
     let proof = proof.ok_or_else(|| usage("a proof is needed".into()))?;
     let model = model.ok_or_else(|| usage("--model is needed".into()))?;
-    Ok(Request::Check(Arguments { proof, model, json }))
+    Ok(Request::Check(Arguments {
+        proof,
+        model,
+        registration,
+        json,
+    }))
 }
 
 /// Exit status and what to print.
 fn run(request: Request) -> Result<(u8, String), String> {
-    let Arguments { proof, model, json } = match request {
+    let Arguments {
+        proof,
+        model,
+        mut registration,
+        json,
+    } = match request {
         Request::Check(arguments) => arguments,
         Request::Print(text) => return Ok((0, text)),
     };
@@ -98,19 +118,32 @@ fn run(request: Request) -> Result<(u8, String), String> {
         Some(commitment) => commitment,
         None => {
             let card = Card::parse(&contents(&model)?).map_err(|e| format!("{model}: {e}"))?;
+            let beside = Path::new(&model).with_extension("registration");
+            registration = registration.or_else(|| beside.is_file().then(|| beside.to_string_lossy().into_owned()));
             card.commitment()
         }
     };
     let bytes = contents(&proof)?;
+    let registration = match registration {
+        Some(path) => Some((contents(&path)?, path)),
+        None => None,
+    };
     let began = Instant::now();
     read(&bytes).map_err(|e| format!("{proof}: {e}"))?;
-    let verified = verify(&bytes, &commitment).map_err(|e| e.to_string());
+    let registered = match &registration {
+        Some((bytes, path)) => registration::verify(bytes, &commitment)
+            .map(drop)
+            .map_err(|e| format!("registration {path}: {e}")),
+        None => Ok(()),
+    };
+    let checked = registration.is_some() && registered.is_ok();
+    let verified = registered.and_then(|()| verify(&bytes, &commitment).map_err(|e| e.to_string()));
     let seconds = began.elapsed().as_secs_f64();
     let status = u8::from(verified.is_err());
     let commitment = hex(&commitment);
     let out = match (json, verified) {
-        (true, verified) => as_json(verified, &commitment, seconds).to_string(),
-        (false, Ok(verified)) => as_text(&verified, &commitment, seconds),
+        (true, verified) => as_json(verified, &commitment, checked, seconds).to_string(),
+        (false, Ok(verified)) => as_text(&verified, &commitment, checked, seconds),
         (false, Err(reason)) => format!("NOT VALID: {}", visible(&reason)),
     };
     Ok((status, out))
@@ -126,21 +159,23 @@ fn contents(path: &str) -> Result<Vec<u8>, String> {
 }
 
 /// The keys of `mamba-integer verify --json`.
-fn as_json(verified: Result<Verified, String>, commitment: &str, seconds: f64) -> Value {
+fn as_json(verified: Result<Verified, String>, commitment: &str, checked: bool, seconds: f64) -> Value {
+    let registration = ["not checked", "checked"][usize::from(checked)];
     let seconds = (seconds * 1e6).round() / 1e6;
     match verified {
         Ok(Verified { statement, name, bits }) => json!({
             "valid": true, "reason": "", "commitment": commitment, "model": name, "text": statement.text, "tokens": statement.tokens,
-            "prompt": statement.prompt, "security_bits": (bits * 100.0).floor() / 100.0, "seconds": seconds,
+            "prompt": statement.prompt, "security_bits": (bits * 100.0).floor() / 100.0,
+            "registration": registration, "seconds": seconds,
         }),
         Err(reason) => json!({
             "valid": false, "reason": reason, "commitment": commitment, "model": null, "text": null, "tokens": null,
-            "prompt": null, "security_bits": null, "seconds": seconds,
+            "prompt": null, "security_bits": null, "registration": registration, "seconds": seconds,
         }),
     }
 }
 
-fn as_text(verified: &Verified, commitment: &str, seconds: f64) -> String {
+fn as_text(verified: &Verified, commitment: &str, checked: bool, seconds: f64) -> String {
     let Verified { statement, name, bits } = verified;
     let sampling = &statement.sampling;
     let choice = match sampling.temperature {
@@ -157,6 +192,13 @@ fn as_text(verified: &Verified, commitment: &str, seconds: f64) -> String {
         ("text", visible(&statement.text)),
         ("sampling", choice),
         ("security", format!("{bits:.1} bits")),
+        (
+            "registered",
+            match checked {
+                true => "checked".into(),
+                false => "not checked: nothing shows that the weights are within bounds".into(),
+            },
+        ),
         ("seconds", format!("{seconds:.3}")),
     ];
     let mut out = format!("valid: the model chose these {} tokens", statement.tokens.len());
