@@ -157,7 +157,9 @@ def test_loss_is_the_sum_of_the_nats_and_threads_agree(arithmetic: str) -> None:
             model.zero_grad()
             total = loss(model, tokens, reset, targets, weights)
             total.backward()
-            torch.testing.assert_close(total, (token_nats(model, tokens, reset, targets) * weights).sum())
+            torch.testing.assert_close(
+                total, (token_nats(model, tokens, reset, targets) * weights).sum(dtype=torch.float64)
+            )
             found.append(gradients(model))
     finally:
         torch.set_num_threads(old)
@@ -193,8 +195,10 @@ def test_what_the_kernels_do_not_compute_is_computed_by_the_modules() -> None:
         model = build_model(config(**changes))
         assert not fused.supported(model)
         got = loss(model, tokens, reset, targets, weights)
-        torch.testing.assert_close(got, F.cross_entropy(model(tokens, reset).flatten(0, 1), targets.flatten()))
-        torch.testing.assert_close(token_nats(model, tokens, reset, targets).mean(), got.detach())
+        expected = F.cross_entropy(model(tokens, reset).flatten(0, 1), targets.flatten())
+        torch.testing.assert_close(got, expected.double())
+        assert got.requires_grad
+        torch.testing.assert_close(token_nats(model, tokens, reset, targets).mean(), expected)
 
 
 def test_segments_of_the_exact_scan() -> None:

@@ -289,7 +289,7 @@ class _Head(Function):
         grad_r = torch.zeros_like(r)
         g_norm = _like(norm_f, _norm_backward(grad_u, r, g, norms, grad_r))
         ctx.grads = grad_r, _inside(norm_f, 6, INT8, g_norm) if integer else g_norm, grad_e
-        return (nats * weights).sum(), nats
+        return (nats * weights).sum(dtype=torch.float64), nats
 
     @staticmethod
     @once_differentiable
@@ -326,17 +326,16 @@ def _fused(
 
 
 def loss(model: MambaInteger | FloatMamba, tokens: Tensor, reset: Tensor, targets: Tensor, weights: Tensor) -> Tensor:
-    """Σ weights · (−ln p(target)), a float32 scalar with gradients. tokens, targets int64 [B, T], reset bool [B, T], weights float32 [B, T]."""
-    if supported(model):
+    """Σ weights · (−ln p(target)), a float64 scalar. tokens, targets int64 [B, T], reset bool [B, T], weights float32 [B, T]."""
+    if torch.is_grad_enabled() and supported(model):
         return _fused(model, tokens, reset, targets, weights)[0]
-    nats = F.cross_entropy(model(tokens, reset).flatten(0, 1), targets.flatten(), reduction="none")
-    return (nats * weights.flatten()).sum()
+    return (token_nats(model, tokens, reset, targets) * weights).sum(dtype=torch.float64)
 
 
-@torch.no_grad()
 def token_nats(model: MambaInteger | FloatMamba, tokens: Tensor, reset: Tensor, targets: Tensor) -> Tensor:
-    """−ln p(target) of every position, float32 [B, T], without gradients. Arguments as for `loss`."""
+    """−ln p(target) of every position, float32 [B, T]. Arguments as for `loss`; the kernels give no gradients of single positions."""
     if supported(model):
-        return _fused(model, tokens, reset, targets, None)[1].view(targets.shape)
+        with torch.no_grad():
+            return _fused(model, tokens, reset, targets, None)[1].view(targets.shape)
     logits = model(tokens, reset).flatten(0, 1)
     return F.cross_entropy(logits, targets.flatten(), reduction="none").view(targets.shape)
