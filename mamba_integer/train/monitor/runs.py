@@ -239,12 +239,11 @@ class RunReader:
             return ("waiting" if self.folder.is_dir() and not self._count else "gone"), None
         if self._json(SUMMARY).get("complete") is True:
             return "finished", age
-        train = self._json(CONFIG).get("train")
-        per_line = alerts.number(train.get("log_every")) if isinstance(train, dict) else None
-        speed, context = self._last("tokens_per_second"), self._shape().get("context_length")
         patience = 120.0  # seconds: a look at the validation text or a checkpoint may take a while
-        if per_line and speed and context and isinstance(train, dict):
-            patience = max(patience, 6 * per_line * (alerts.number(train.get("batch")) or 0.0) * context / speed)
+        train, steps, speed = self._json(CONFIG).get("train"), self._steps(), self._last("tokens_per_second")
+        if isinstance(train, dict) and steps and speed and speed > 0:
+            tokens, per_line = alerts.number(train.get("tokens")), alerts.number(train.get("log_every"))
+            patience = max(patience, 6 * (per_line or 0.0) * (tokens or 0.0) / steps / speed)
         return ("running" if age < patience else "stopped"), age
 
     def _shape(self) -> dict[str, int]:
@@ -254,13 +253,8 @@ class RunReader:
         return {n: values[n] for n in names if type(values.get(n)) is int and 0 <= values[n] < 1 << 32}
 
     def _steps(self) -> int | None:
-        train, context = self._json(CONFIG).get("train"), self._shape().get("context_length")
-        if not isinstance(train, dict) or not context:
-            return None
-        tokens, batch = train.get("tokens"), train.get("batch")
-        if type(tokens) is int and type(batch) is int and tokens > 0 and batch > 0:
-            return -(-tokens // (batch * context))
-        return None
+        steps = self._json(CONFIG).get("steps")
+        return steps if type(steps) is int and 0 < steps < _MAX_STEP else None
 
     def _alerts(self, state: str, age: float | None) -> list[alerts.Alert]:
         records: list[dict[str, Any]] = []
