@@ -375,6 +375,37 @@ def build_parser() -> argparse.ArgumentParser:
 
     p = verb(
         verbs,
+        "monitor",
+        _monitor,
+        "Watch training. Opens a local page with the figures and alerts of a run, live or finished, or of a folder of runs.",
+        "monitor runs/mine",
+        "monitor runs --port 8080 --no-open",
+        "monitor runs/mine --json",
+    )
+    p.add_argument(
+        "folder",
+        nargs="?",
+        type=Path,
+        default=Path("runs"),
+        metavar="RUN",
+        help="directory of a run, or of several (default: %(default)s)",
+    )
+    p.add_argument(
+        "--port",
+        type=_unsigned(16),
+        default=8642,
+        metavar="N",
+        help="of 127.0.0.1 to listen on; 0: any that is free (default: %(default)s)",
+    )
+    p.add_argument(
+        "--open",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="open the page in a browser (default), or only print its address",
+    )
+
+    p = verb(
+        verbs,
         "demo",
         _demo,
         "Tell a story, check it, prove it. The C++ engine writes; the NumPy reference computes every logit again; the story is proven and verified.",
@@ -866,6 +897,26 @@ def _tokenizer_decode(options: argparse.Namespace) -> int:
         _print_json({"text": text})
     else:
         print(text)
+    return 0
+
+
+def _monitor(options: argparse.Namespace) -> int:
+    from mamba_integer.train.monitor.runs import Runs
+    from mamba_integer.train.monitor.server import MonitorServer
+
+    runs = Runs(options.folder)
+    if not runs.all():
+        raise ArgumentError(f"{options.folder} holds no run (a run has a metrics.jsonl, which `train` writes)")
+    if options.json:
+        _print_json({"runs": [run.overview() for run in runs.all().values()]})
+        return 0
+    with MonitorServer(runs, options.port) as server:
+        print(f"watching {options.folder} at {server.url} (Ctrl-C ends it)", flush=True)
+        if options.open:
+            import webbrowser
+
+            webbrowser.open(server.url)
+        server.serve_forever()
     return 0
 
 

@@ -17,6 +17,7 @@ INT8 = 127
 INT16 = 32767
 FIFTEEN_BITS = 16383
 SIX_BITS = 31
+EIGHTEEN_BITS = (1 << 17) - 1
 
 
 def grid(x: Tensor, f: int, limit: int) -> Tensor:
@@ -102,6 +103,12 @@ class Squareplus(Function):
 ACTIVATIONS = {"silu": SiLU, "squareplus": Squareplus}
 
 
+def norm_shift(x: Tensor, f: int) -> tuple[Tensor, Tensor]:
+    """(S, j) of the spec's norm (section 4), each float [..., 1]: the sum of squares in units of 2^-2f with its floor of 2^14, and the shift j ≥ 0."""
+    total = (x * x).sum(-1, keepdim=True) * 4.0**f + 2.0**14
+    return total, torch.floor((torch.floor(torch.log2(total)) - 14.0) * 0.5)
+
+
 class BitShiftNorm(Function):
     """norm(x, g) of the spec (section 4): x real on a grid of 2^-f, g on the Q6 grid, result int8 Q5.
 
@@ -111,9 +118,7 @@ class BitShiftNorm(Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, g: Tensor, f: int, mantissa: int) -> Tensor:
         e = x.shape[-1].bit_length() >> 1
-        total = (x * x).sum(-1, keepdim=True) * 4.0**f + 2.0**14  # S, in units
-        bitlen = torch.floor(torch.log2(total)) + 1.0
-        j = torch.floor((bitlen - 15.0) * 0.5)
+        total, j = norm_shift(x, f)
         if mantissa:
             mu = torch.floor(2.0**15 * torch.rsqrt(torch.floor(total * torch.exp2(-2.0 * j))) * (1 + 1e-7))
         else:

@@ -33,6 +33,7 @@ from mamba_integer.nn import FloatMamba, MambaInteger, build_model, loss
 from mamba_integer.tokenizer import Tokenizer
 from mamba_integer.train.checkpoint import load_checkpoint, restore, save_checkpoint
 from mamba_integer.train.data import Batch, Document, padded_documents
+from mamba_integer.train.instruments import gradient_norms, inspect
 from mamba_integer.train.metrics import Metrics, time_scales
 from mamba_integer.train.parallel import Gradients, World
 
@@ -61,6 +62,7 @@ class LoopConfig:
     valid_every: int = 500  # steps
     valid_documents: int = 48  # of the validation text while training; all of them at the end
     log_every: int = 20  # steps
+    inspect_every: int = 200  # steps; 0: never
     save_every: float = 120.0
     threads: int = 0  # 0: what PyTorch chooses
     device: str = "cpu"
@@ -79,7 +81,7 @@ class LoopConfig:
 
 _LEAST = {
     "tokens": 1, "batch": 1, "micro_batch": 0, "lr_decay_rates": 0, "lr_vectors": 0, "warmup": 0, "weight_decay": 0, "seed": 0, "valid_every": 1,
-    "valid_documents": 1, "log_every": 1, "save_every": 0, "threads": 0,
+    "valid_documents": 1, "log_every": 1, "inspect_every": 0, "save_every": 0, "threads": 0,
 }  # fmt: skip
 
 OPTIONS = {
@@ -98,6 +100,7 @@ OPTIONS = {
     "valid_every": "steps between looks at the validation text",
     "valid_documents": "documents of it while training; all of them at the end",
     "log_every": "steps between lines of metrics",
+    "inspect_every": "steps between looks inside the model (saturation, memory, a sample story; for `monitor`); 0: never",
     "save_every": "seconds between checkpoints",
     "threads": "of PyTorch, in each process; 0: what it chooses",
     "device": "where to train",
@@ -268,7 +271,7 @@ class Run:
         self.gradients = Gradients(self.model.parameters())
         if world.first:
             folder.mkdir(parents=True, exist_ok=True)
-            write_atomically(folder / "config.json", json.dumps(self.asked, indent=2).encode())
+            write_atomically(folder / "config.json", json.dumps({**self.asked, "steps": self.steps}, indent=2).encode())
         self.parameters = sum(p.numel() for p in self.model.parameters())
         processes = f" in {world.size} processes" if world.size > 1 else ""
         self.report(
@@ -292,7 +295,11 @@ class Run:
         saved = time.monotonic()
         with contextlib.ExitStack() as stack:
             interrupted = stack.enter_context(interruptible())
-            metrics = stack.enter_context(contextlib.closing(Metrics(self.folder, self.step))) if world.first else None
+            metrics = (
+                stack.enter_context(contextlib.closing(Metrics(self.folder, self.step, self.report)))
+                if world.first
+                else None
+            )
             window, window_steps, window_start = 0.0, 0, time.monotonic()
             while self.step < self.steps and not world.any(interrupted()):
                 lr = learning_rate(t, self.step, self.steps)
@@ -303,6 +310,8 @@ class Run:
                 mean_loss = self.gradients.sum_over(world)
                 norm = self.gradients.clip_(t.clip)
                 if not math.isfinite(norm):
+                    if metrics:
+                        metrics.log(self.step, loss=mean_loss, grad_norm=norm)
                     raise CheckpointError(
                         f"the gradient at step {self.step} is not finite; lower --lr (the last checkpoint is in {self.folder})"
                     )
@@ -319,11 +328,25 @@ class Run:
                     speed = window_steps * self.per_step / (now - window_start)
                     mean, minutes = window / window_steps, (self.steps - self.step) * self.per_step / speed / 60
                     if metrics:
-                        metrics.log(self.step, loss=mean, lr=lr, grad_norm=norm, tokens_per_second=speed)
+                        norms = gradient_norms(model.named_parameters(), max(1.0, norm / t.clip))
+                        metrics.log(
+                            self.step,
+                            loss=mean,
+                            lr=lr,
+                            grad_norm=norm,
+                            tokens_per_second=speed,
+                            seconds_left=60 * minutes,
+                            **norms,
+                        )
                     self.report(
                         f"step {self.step:,}/{self.steps:,}  loss {mean:.4f}  lr {lr:.2e}  {speed:,.0f} tok/s  {minutes:.0f} min left"
                     )
                     window, window_steps, window_start = 0.0, 0, now
+                if metrics and t.inspect_every and (self.step % t.inspect_every == 0 or last):
+                    begun = time.monotonic()
+                    rows = torch.from_numpy(self.task.batches[0][0][:2, :-1]).to(world.device)
+                    metrics.log(self.step, **inspect(model, rows, self.task.tokenizer))
+                    window_start += time.monotonic() - begun
                 if self.step % t.valid_every == 0 and not last:
                     losses = self._validate(t.valid_documents)
                     if metrics:
