@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -39,7 +41,7 @@ from mamba_integer.train.instruct import (
     uses,
 )
 from mamba_integer.train.parallel import World
-from tests.models import SAMPLE, TINY_TOKENIZER, VALID, shipped_model
+from tests.models import ROOT, SAMPLE, TINY_TOKENIZER, VALID, shipped_model
 from tests.test_train import CONFIG, files, interrupt_at, quiet  # noqa: F401  (files is a fixture)
 
 STORIES = documents(read_text(SAMPLE))
@@ -262,6 +264,28 @@ def test_tuning_teaches_requests(tuning: finetune.FinetuneConfig, tmp_path: Path
     assert summary["answer_nats_per_token"] < 1.5
     untuned = finetune.finetune(dataclasses.replace(tuning, lr=1e-12, tokens=128), tmp_path / "still", quiet)
     assert summary["answer_nats_per_token"] < untuned["answer_nats_per_token"] - 0.5
+
+
+def test_two_processes_tune_as_one(tuning: finetune.FinetuneConfig, tmp_path: Path) -> None:
+    """The tolerance is that of tests/test_parallel.py."""
+    one = finetune.finetune(tuning, tmp_path / "one", quiet)
+    named = {
+        k.replace("_", "-"): getattr(tuning, k) for k in tuning.__dataclass_fields__ if k not in ("base", "arithmetic")
+    }
+    options = [
+        text
+        for k, v in {"run-dir": tmp_path / "two", "from": tuning.base, **named}.items()
+        for text in (f"--{k}", str(v))
+    ]
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    done = subprocess.run(
+        [*command, "-m", "mamba_integer.train", "finetune", *options, "--json"],
+        cwd=ROOT, capture_output=True, text=True, timeout=180, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    two = json.loads(done.stdout)
+    for name in ("nats_per_token", "answer_nats_per_token"):
+        assert two[name] == pytest.approx(one[name], abs=1e-5)
 
 
 def test_a_run_of_another_base_or_verb_is_not_resumed(
