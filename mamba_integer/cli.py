@@ -71,6 +71,8 @@ def _complain(message: str) -> int:
 def _run(arguments: list[str]) -> int:
     if arguments[:1] == ["train"]:
         return _training("mamba_integer.train.pretrain", arguments[1:])
+    if arguments[:1] == ["finetune"]:
+        return _training("mamba_integer.train.finetune", arguments[1:])
     if arguments[:1] == ["export"]:
         return _training("mamba_integer.export", arguments[1:])
     options = build_parser().parse_args(arguments)
@@ -106,7 +108,7 @@ def _unsigned(bits: int) -> Callable[[str], int]:
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """The parser of every verb but `train` and `export`, which parse their own options."""
+    """The parser of every verb but `train`, `finetune` and `export`, which parse their own options."""
     parser = Parser(
         prog=PROGRAM,
         description="A Mamba-style language model whose inference is integers only, the same bits on every machine.",
@@ -369,6 +371,7 @@ def build_parser() -> argparse.ArgumentParser:
 
     for name, text in (
         ("train", "train a model (PyTorch: pip install 'mamba-integer[train]')"),
+        ("finetune", "tune a trained model to answer requests (PyTorch)"),
         ("export", "turn a training checkpoint into a model file (PyTorch)"),
     ):
         verbs.add_parser(name, help=text, add_help=False)
