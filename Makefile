@@ -77,7 +77,7 @@ $(PY):
 	@$(PYTHON) -m venv $(VENV)
 
 $(STAMPS)/tools: $(PY) requirements.lock
-	@command -v cargo >/dev/null || { echo 'error: cargo not found; install Rust 1.88 or newer' >&2; exit 1; }
+	@command -v cargo >/dev/null || { echo 'error: cargo not found; install Rust 1.89 or newer' >&2; exit 1; }
 	@command -v $(CXX) >/dev/null || { echo 'error: no C++ compiler ($(CXX)); install g++ or clang++, or set CXX' >&2; exit 1; }
 	$(call say,'installing maturin and NumPy')
 	@$(PIP) install -c requirements.lock maturin numpy

@@ -443,7 +443,7 @@ def build_parser() -> argparse.ArgumentParser:
     for name, text in (
         ("decode", "Tokens per second one at a time."),
         ("prefill", "Tokens per second of a prompt."),
-        ("tokenizer", "Megabytes per second of training, encoding and decoding."),
+        ("tokenizer", "Megabytes per second of training and encoding, beside other tokenizers that are installed."),
         ("prove", "Proving and verifying generations: seconds, bytes, memory, and where the time goes."),
     ):
         p = verb(benches, name, _bench, text, f"bench {name}", f"bench {name} --json")
@@ -456,6 +456,20 @@ def build_parser() -> argparse.ArgumentParser:
             metavar="S",
             help="time to spend on each measurement, about (default: %(default)s)",
         )
+        if name == "tokenizer":
+            p.add_argument(
+                "--data", type=Path, action="append", metavar="FILE", help="UTF-8 text to encode and to learn from"
+            )
+            p.add_argument(
+                "--vocabulary",
+                type=Path,
+                metavar="FILE",
+                help="a .tiktoken file to encode with in place of what the text gives",
+            )
+            for flag, what in (("--vocab-size", "encode with"), ("--train-vocab-size", "learn")):
+                p.add_argument(
+                    flag, type=_count, default=4096, metavar="N", help=f"tokens to {what} (default: %(default)s)"
+                )
         if name == "prove":
             p.add_argument(
                 "--tokens", default="16,64,256", metavar="N,N", help="lengths of the generations (default: %(default)s)"

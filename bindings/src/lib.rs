@@ -18,6 +18,7 @@ fn _native(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_class::<engine::Model>()?;
     module.add_class::<engine::Session>()?;
     module.add_class::<tokenizer::Tokenizer>()?;
+    module.add_class::<tokenizer::Numbers>()?;
     module.add_class::<prover::Prover>()?;
     module.add_function(wrap_pyfunction!(engine::sha256, module)?)?;
     module.add_function(wrap_pyfunction!(tokenizer::documents, module)?)?;
