@@ -191,7 +191,7 @@ def build_parser() -> argparse.ArgumentParser:
         type=_count,
         default=1,
         metavar="N",
-        help="accepted for later releases: this engine computes on one thread",
+        help="threads that compute; the bits are the same (default: %(default)s)",
     )
     p.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="cuda: not in this build")
 
@@ -470,6 +470,19 @@ def build_parser() -> argparse.ArgumentParser:
                 p.add_argument(
                     flag, type=_count, default=4096, metavar="N", help=f"tokens to {what} (default: %(default)s)"
                 )
+        if name in ("decode", "prefill"):
+            p.add_argument("--threads", type=_count, default=1, metavar="N", help="default: %(default)s")
+            p.add_argument(
+                "--shape",
+                choices=("small", "130m"),
+                help="random models of this shape, int8 and ternary, in place of --model: d_model 256, 6 layers, vocabulary 4,096; "
+                "or 768, 24 and 50,280",
+            )
+            p.add_argument(
+                "--peers",
+                action="store_true",
+                help="with --shape: by turns with llama.cpp's Mamba of the same shape (needs the packages llama-cpp-python and gguf)",
+            )
         if name == "prove":
             p.add_argument(
                 "--tokens", default="16,64,256", metavar="N,N", help="lengths of the generations (default: %(default)s)"
@@ -529,6 +542,7 @@ def _generate(options: argparse.Namespace) -> int:
         seed=options.seed,
         stop=options.stop,
         logprobs=options.logprobs,
+        threads=options.threads,
     )
     if options.receipt is not None:  # said before the work rather than after it
         receipt.check_stop(generation.stop)

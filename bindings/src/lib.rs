@@ -21,6 +21,8 @@ fn _native(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_class::<tokenizer::Numbers>()?;
     module.add_class::<prover::Prover>()?;
     module.add_function(wrap_pyfunction!(engine::sha256, module)?)?;
+    module.add_function(wrap_pyfunction!(engine::feed_many, module)?)?;
+    module.add_function(wrap_pyfunction!(engine::isa, module)?)?;
     module.add_function(wrap_pyfunction!(tokenizer::documents, module)?)?;
     module.add_function(wrap_pyfunction!(prover::check_provable, module)?)?;
     module.add_function(wrap_pyfunction!(prover::read_card, module)?)?;
