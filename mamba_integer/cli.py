@@ -466,9 +466,9 @@ def build_parser() -> argparse.ArgumentParser:
                 metavar="FILE",
                 help="a .tiktoken file to encode with in place of what the text gives",
             )
-            for flag, what in (("--vocab-size", "encode with"), ("--train-vocab-size", "learn")):
+            for flag, purpose in (("--vocab-size", "encode with"), ("--train-vocab-size", "learn")):
                 p.add_argument(
-                    flag, type=_count, default=4096, metavar="N", help=f"tokens to {what} (default: %(default)s)"
+                    flag, type=_count, default=4096, metavar="N", help=f"tokens to {purpose} (default: %(default)s)"
                 )
         if name in ("decode", "prefill"):
             p.add_argument("--threads", type=_count, default=1, metavar="N", help="default: %(default)s")
