@@ -444,6 +444,7 @@ def build_parser() -> argparse.ArgumentParser:
         ("decode", "Tokens per second one at a time."),
         ("prefill", "Tokens per second of a prompt."),
         ("tokenizer", "Megabytes per second of training and encoding, beside other tokenizers that are installed."),
+        ("train", "Tokens per second of training steps, beside transformers and mambapy where they are installed."),
         ("prove", "Proving and verifying generations: seconds, bytes, memory, and where the time goes."),
     ):
         p = verb(benches, name, _bench, text, f"bench {name}", f"bench {name} --json")
@@ -470,6 +471,13 @@ def build_parser() -> argparse.ArgumentParser:
                 p.add_argument(
                     flag, type=_count, default=4096, metavar="N", help=f"tokens to {purpose} (default: %(default)s)"
                 )
+        if name == "train":
+            p.add_argument("--threads", type=_count, default=1, metavar="N", help="default: %(default)s")
+            p.add_argument(
+                "--shape",
+                choices=("small", "shipped", "ablation"),
+                help="d_model 256, 6 layers, vocabulary 4,096 (default); or 192, 4 and 2,048; or 128, 4 and 2,048",
+            )
         if name in ("decode", "prefill"):
             p.add_argument("--threads", type=_count, default=1, metavar="N", help="default: %(default)s")
             p.add_argument(
