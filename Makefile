@@ -140,7 +140,14 @@ test-cpp: $(STAMPS)/cmake
 	$(call say,'C++ tests under the address and undefined-behaviour sanitizers')
 	@$(WITH_BIN) scripts/test_engine.sh build/engine-sanitized -DCMAKE_BUILD_TYPE=Debug -DMI_SANITIZE=ON
 
-test-python: $(STAMPS)/package $(STAMPS)/dev $(STAMPS)/native
+# The monitor's page is tested in a browser.
+$(STAMPS)/browser:
+	@command -v chromium >/dev/null || command -v chromium-browser >/dev/null || command -v google-chrome >/dev/null || \
+		{ [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null && { apt-get update -qq && apt-get install -y -qq --no-install-recommends chromium; } >&2; } || \
+		{ echo 'error: the tests need a browser, Chromium (on Debian: apt-get install chromium)' >&2; exit 1; }
+	@mkdir -p $(STAMPS) && touch $@
+
+test-python: $(STAMPS)/package $(STAMPS)/dev $(STAMPS)/native $(STAMPS)/browser
 	$(call say,'Python tests')
 	@$(BIN)/python -m pytest
 
