@@ -23,7 +23,7 @@ SATURATED_HEAD = 0.5
 COLLAPSED_SPECTRUM = 1.0
 """Standard deviation over a layer's heads of median log2 τ, in octaves. Heads start at 2 to 1,000 tokens, a spread of 2.7 octaves or more."""
 SATURATED_SITE = 0.05
-"""Share of values at a quantiser's limit, where no gradient passes. The products that norm2 sees are heavy-tailed, with 0.03 at their
+"""Share of values at a quantiser's limit, from where gradients only lead back. The products that norm2 sees are heavy-tailed, with 0.03 at their
 limit from the first step on; this is above that."""
 DEAD_CHANNELS = 0.1
 """Share of channels that never change over an inspected batch; their weights are wasted, and straight-through gradients rarely revive them."""
@@ -233,7 +233,7 @@ def saturation(history: History) -> Iterator[Alert]:
             where = f"{site}, layers {_list(layers)}" if isinstance(value, list) else site
             yield Alert(
                 "saturating quantiser", step, where,
-                f"{max(shares[i] for i in layers):.1%} of the values are at the limit of the quantiser, where no gradient passes",
+                f"{max(shares[i] for i in layers):.1%} of the values are at the limit of the quantiser, from where gradients only lead back",
                 _SITE_REMEDIES.get(site, _SITE_REMEDY), critical=site == "residual",
             )  # fmt: skip
 
