@@ -420,16 +420,27 @@ def build_parser() -> argparse.ArgumentParser:
             p.add_argument(
                 "--data", type=Path, action="append", metavar="FILE", help="UTF-8 text to encode and to learn from"
             )
+            p.add_argument("--peers", metavar="NAME,NAME", help="only these others (default: all that are installed)")
             p.add_argument(
                 "--vocabulary",
                 type=Path,
                 metavar="FILE",
                 help="a .tiktoken file to encode with in place of what the text gives",
             )
-            for flag, what in (("--vocab-size", "encode with"), ("--train-vocab-size", "learn")):
-                p.add_argument(
-                    flag, type=_count, default=4096, metavar="N", help=f"tokens to {what} (default: %(default)s)"
-                )
+            p.add_argument(
+                "--vocab-size",
+                type=_count,
+                default=4096,
+                metavar="N",
+                help="tokens to encode with (default: %(default)s)",
+            )
+            p.add_argument(
+                "--train-vocab-size",
+                type=_count,
+                default=4096,
+                metavar="N",
+                help="tokens to learn (default: %(default)s)",
+            )
         if name == "prove":
             p.add_argument(
                 "--tokens", default="16,64,256", metavar="N,N", help="lengths of the generations (default: %(default)s)"
