@@ -39,7 +39,7 @@ help:
 	@echo 'make vectors   write spec/vectors/*.json again from the executable spec'
 	@echo 'make bench     speed of decode, prefill, tokenizer and prover on this machine'
 	@echo 'make build     only the environment in .venv with the package in it ($(BIN)/mamba-integer)'
-	@echo 'make native    the standalone engine build/engine/mamba_infer and verifier target/release/mamba-integer-verify (no Python needed)'
+	@echo 'make native    engine build/engine/mamba_infer, verifier target/release/mamba-integer-verify, tokenizer librustbpe.so (no Python needed)'
 	@echo 'make clean     remove build output (not .venv)'
 
 demo: $(STAMPS)/package $(STAMPS)/native
@@ -105,6 +105,10 @@ $(STAMPS)/native: $(STAMPS)/cmake $(NATIVE_SOURCES) $(CXX_SOURCES)
 		>build/engine.log 2>&1 || { cat build/engine.log >&2; exit 1; }
 	$(call say,'building the standalone verifier (target/release/mamba-integer-verify)')
 	@cargo build --quiet --locked --release -p mamba-integer-prover --bin mamba-integer-verify
+	$(call say,'building the tokenizer as a library (target/release/libmamba_integer_tokenizer.a and librustbpe.so)')
+	@cargo build --quiet --locked --release -p mamba-integer-tokenizer
+	@for library in target/release/libmamba_integer_tokenizer.*; do case $$library in \
+		*.so) cp "$$library" target/release/librustbpe.so;; *.dylib) cp "$$library" target/release/librustbpe.dylib;; esac; done
 	@touch $@
 
 # ---- checks ----------------------------------------------------------------------------------------------------------------------------------

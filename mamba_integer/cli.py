@@ -461,6 +461,7 @@ def build_parser() -> argparse.ArgumentParser:
             p.add_argument(
                 "--data", type=Path, action="append", metavar="FILE", help="UTF-8 text to encode and to learn from"
             )
+            p.add_argument("--peers", metavar="NAME,NAME", help="only these others (default: all that are installed)")
             p.add_argument(
                 "--vocabulary",
                 type=Path,
