@@ -231,12 +231,16 @@ def page(found: Inspection) -> str:
         "<h2>The text</h2><p>Hold the pointer over a token for the candidates that it was chosen from. The darker its line, the less likely it was.</p>",
         f"<p class='text'>{_text(found)}</p>",
         "<h2>How long each head remembers</h2>",
-        "<p>Half-life in tokens, on a logarithmic scale: the dot is the median over the text, the bar reaches from the 10th to the 90th percentile. "
-        "A short bar is a head whose memory does not depend on what it reads.</p>",
+        (
+            "<p>Half-life in tokens, on a logarithmic scale: the dot is the median over the text, the bar reaches from the 10th to the 90th percentile. "
+            "A short bar is a head whose memory does not depend on what it reads.</p>"
+        ),
         _heads_drawing(found, heads, low, high),
         "<h2>Memory along the text</h2>",
-        "<p>A row is a head, those of a layer from the shortest to the longest memory; a column is a token. Pale: what came before is forgotten at once; "
-        "dark: kept.</p>",
+        (
+            "<p>A row is a head, those of a layer from the shortest to the longest memory; a column is a token. Pale: what came before is forgotten at once; "
+            "dark: kept.</p>"
+        ),
         _memory_drawing(found, low, high),
         "<h2>Norm shifts</h2><p>The power of two by which a norm divides its input: how large the residual and the gated output are, layer by layer.</p>",
         _table(

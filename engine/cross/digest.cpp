@@ -69,7 +69,8 @@ int main() {
     test::Shape int8{64, 2, 4, 16, 8, 200}, ternary{48, 2, 3, 16, 8, 120}, literal{40, 1, 3, 9, 6, 90};
     ternary.ternary = ternary.rotation = true;
     literal.literal = literal.squareplus = literal.scalar_norm = true;
-    for (const Case &c : {Case{"int8", int8, 1000}, {"ternary, rotation", ternary, 400}, {"literal, squareplus", literal, 400}})
+    for (const Case &c :
+         {Case{"int8", int8, 1000}, {"ternary, rotation", ternary, 400}, {"literal, squareplus", literal, 400}})
         run(c);
     return 0;
 }

@@ -53,7 +53,8 @@ int main(int argc, char **argv) {
         again += token == tokens[i];
         check(mi_session_feed(session, &token, 1, NULL));
     }
-    printf("%s, %s kernels: %u of %u tokens again from a state of %zu bytes\n", mi_model_name(model), mi_isa(), again, n - n / 2, size);
+    printf("%s, %s kernels: %u of %u tokens again from a state of %zu bytes\n", mi_model_name(model), mi_isa(), again,
+           n - n / 2, size);
     free(tokens);
     free(state);
     mi_session_free(session);

@@ -24,7 +24,8 @@ int main(int argc, char **argv) {
     if (argc != 2) return 2;
     const std::filesystem::path folder = argv[1];
     for (uint32_t i = 0; i < 16; ++i) {
-        const test::Shape shape{3 + i % 4, 1, 1 + i % 2, 2, 2, 4, (i & 1) != 0, (i & 2) != 0, (i & 4) != 0, (i & 8) != 0, i % 3 == 0};
+        const test::Shape shape{3 + i % 4,    1,         1 + i % 2, 2, 2, 4, (i & 1) != 0, (i & 2) != 0, (i & 4) != 0,
+                                (i & 8) != 0, i % 3 == 0};
         write(folder / "model" / std::to_string(i), test::random_model(shape, i).bytes());
     }
     const test::Bytes file = test::random_model({6, 1, 2, 2, 2, 5}, 1).bytes();
