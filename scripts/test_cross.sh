@@ -31,8 +31,17 @@ done
 
 warnings="-Wall -Wextra -Wconversion -Wshadow -Werror"
 include="-std=c++20 -Iengine/include -Iengine/src"
-core=$(printf 'engine/src/%s.cpp ' bytes cpu kernels model ops ops_avx2 ops_avx512 ops_neon pool sampler session sha256)
-all="$core engine/src/capi.cpp engine/src/file.cpp engine/src/state.cpp engine/tools/mamba_infer.cpp"
+# Most sources as one: a compiler that reads the standard headers once is done much sooner. Those of one instruction set each stay apart.
+unity() { # FILE SOURCE…
+    local file=$folder/$1
+    shift
+    printf '#include "%s"\n' "${@/#/$PWD/engine/}" >"$file"
+}
+core=$(printf 'src/%s.cpp ' bytes cpu model ops kernels pool sampler session sha256)
+kernels=$(printf 'engine/src/ops_%s.cpp ' avx2 avx512 neon)
+unity digest.cpp $core cross/digest.cpp
+unity digest_m3.cpp $core cross/digest.cpp cross/cortex_m3.cpp
+unity mamba_infer.cpp $core src/state.cpp src/file.cpp src/capi.cpp tools/mamba_infer.cpp
 
 failed=0
 reference=
@@ -52,12 +61,13 @@ check() { # NAME COMMAND…: what the command prints must be what the first one 
         failed=1
     fi
 }
-build() { # OUTPUT COMPILER FLAGS…: the core and digest.cpp; two compilers at a time
-    local output=$folder/$1
-    shift
+build() { # OUTPUT SOURCE COMPILER FLAGS…: two compilers at a time
+    local output=$folder/$1 source=$folder/$2
+    shift 2
     rm -f "$output"
     while [ "$(jobs -pr | wc -l)" -ge 2 ]; do wait -n || true; done
-    "$@" $include $warnings engine/cross/digest.cpp $core -o "$output" &
+    case $1 in *g++) set -- "$@" -Wno-subobject-linkage ;; esac  # which is about sources that are included
+    "$@" $include $warnings "$source" $kernels -o "$output" &
 }
 built() { # waits for all of them; one that failed has said why, and its program is not there
     wait
@@ -66,11 +76,11 @@ built() { # waits for all of them; one that failed has said why, and its program
 # ---- this machine, and those without an operating system ----------------------------------------------------------------------------------------------------------------------------------
 
 for compiler in g++ clang++; do
-    for level in 3 0 1 2; do build "x86-$compiler-O$level" $compiler -O$level -pthread; done
+    for level in 3 0 1 2; do build "x86-$compiler-O$level" digest.cpp $compiler -O$level -pthread; done
 done
-build cortex-m3 arm-none-eabi-g++ -mcpu=cortex-m3 -mthumb -O2 -fno-exceptions -fno-rtti -DMI_THREADS=0 -Wno-psabi -ffunction-sections -fdata-sections \
-    -Wl,--gc-sections --specs=rdimon.specs -T engine/cross/mps2_an385.ld engine/cross/cortex_m3.cpp
-build digest.wasm clang++ --target=wasm32-wasi -O3 -msimd128 -fno-exceptions -DMI_THREADS=0
+build cortex-m3 digest_m3.cpp arm-none-eabi-g++ -mcpu=cortex-m3 -mthumb -O2 -fno-exceptions -fno-rtti -DMI_THREADS=0 -Wno-psabi -ffunction-sections -fdata-sections \
+    -Wl,--gc-sections --specs=rdimon.specs -T engine/cross/mps2_an385.ld
+build digest.wasm digest.cpp clang++ --target=wasm32-wasi -O3 -msimd128 -fno-exceptions -DMI_THREADS=0
 built
 for compiler in g++ clang++; do
     for level in 3 0 1 2; do check "$compiler -O$level" "$folder/x86-$compiler-O$level"; done
@@ -105,26 +115,27 @@ sys.exit(not same)
 PY
 }
 
+targets=()
 linux() { # ARCHITECTURE QEMU ROOT FLAGS…
     local arch=$1 qemu=$2 root=$3
     shift 3
-    local objects=$folder/$arch-objects
-    mkdir -p "$objects"
-    printf '%s\n' $all engine/cross/digest.cpp | xargs -P 2 -I{} sh -c \
-        'source={}; "$@" -c "$source" -o "'"$objects"'/$(basename "$source" .cpp).o"' sh "$root-g++" $include $warnings -O2 "$@" || exit 1
-    (cd "$objects" && "$root-g++" "$@" -pthread $(printf '%s.o ' digest $(basename -s .cpp $core)) -o digest &&
-        "$root-g++" "$@" -pthread $(basename -s .cpp $all | sed 's/$/.o/') -o mamba_infer) || exit 1
-    check "$arch" "$qemu" -L "/usr/$root" "$objects/digest"
-    replay "$arch, receipt" "$qemu" -L "/usr/$root" "$objects/mamba_infer"
+    build "$arch-digest" digest.cpp "$root-g++" -O2 -pthread "$@"
+    build "$arch-mamba_infer" mamba_infer.cpp "$root-g++" -O2 -pthread "$@"
+    targets+=("$arch $qemu $root")
 }
-
 linux aarch64 qemu-aarch64 aarch64-linux-gnu
-for isa in neon scalar; do
-    check "aarch64 $isa" qemu-aarch64 -L /usr/aarch64-linux-gnu -E MAMBA_INTEGER_ISA=$isa "$folder/aarch64-objects/digest"
-done
 linux armv5-soft-float qemu-arm arm-linux-gnueabi -DMI_THREADS=0 -Wno-psabi
 linux riscv64 qemu-riscv64 riscv64-linux-gnu
 linux s390x qemu-s390x s390x-linux-gnu
+built
+for target in "${targets[@]}"; do
+    read -r arch qemu root <<<"$target"
+    check "$arch" "$qemu" -L "/usr/$root" "$folder/$arch-digest"
+    replay "$arch, receipt" "$qemu" -L "/usr/$root" "$folder/$arch-mamba_infer"
+done
+for isa in neon-dotprod neon scalar; do
+    check "aarch64 $isa" qemu-aarch64 -L /usr/aarch64-linux-gnu -E MAMBA_INTEGER_ISA=$isa "$folder/aarch64-digest"
+done
 
 # ---- no operating system, and WebAssembly ----------------------------------------------------------------------------------------------------------
 
