@@ -28,13 +28,14 @@ CXX_SOURCES := $(shell find engine tokenizer trainer -type f \( -name '*.cpp' -o
 say = @printf '==> %s\n' $(1)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test vectors bench lint clean build native lint-python lint-rust lint-cpp test-rust test-cpp test-python \
+.PHONY: help demo test test-cross vectors bench lint clean build native lint-python lint-rust lint-cpp test-rust test-cpp test-python \
 	test-package
 .NOTPARALLEL:
 
 help:
 	@echo 'make demo      build all, let the shipped model tell a story, check every logit against the reference, prove and verify it'
 	@echo 'make test      everything: lint, Rust tests, C++ tests (also under sanitizers), Python tests'
+	@echo 'make test-cross  the engine on other processors, bare metal and WebAssembly: the same digests (needs cross compilers and QEMU)'
 	@echo 'make lint      format and static checks of Python, Rust and C++'
 	@echo 'make vectors   write spec/vectors/*.json again from the executable spec'
 	@echo 'make bench     speed of decode, prefill, tokenizer and prover on this machine'
@@ -154,6 +155,11 @@ $(STAMPS)/browser:
 test-python: $(STAMPS)/package $(STAMPS)/dev $(STAMPS)/native $(STAMPS)/browser
 	$(call say,'Python tests')
 	@$(BIN)/python -m pytest
+
+# Needs what `scripts/test_cross.sh --packages` names, on Debian.
+test-cross:
+	$(call say,'the same bits on other processors')
+	@scripts/test_cross.sh build/cross
 
 # What people would install: source distribution, wheel made from it, used from another folder.
 PACKAGE := build/package
