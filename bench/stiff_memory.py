@@ -226,7 +226,7 @@ def train(
     optimizer = loop.make_optimizer(model, t)
     batches = StreamBatches(stream, case.batch, case.length, seed=0)
     fixed = torch.from_numpy(StreamBatches(stream, 2, 512, seed=1)[0][0][:, :-1])
-    every = case.steps // 15
+    every = max(1, case.steps // 15)
     begun, losses = time.process_time(), []
     history: dict[str, list[Any]] = {name: [] for name in ("steps", "loss", "tau", "std", "saturated")}
     for step in range(case.steps + 1):
@@ -458,6 +458,8 @@ def main() -> int:
     def results() -> dict[str, Any]:
         return json.loads(a.results.read_text()) if a.results.exists() else {}
 
+    if (a.table or a.figure) and not results():
+        p.error(f"{a.results}: no results yet; --data TEXT trains")
     if a.table:
         print(table(results()))
         return 0
