@@ -61,6 +61,12 @@ fn policy_of(policy: &[u8]) -> Vec<AllowSpecial> {
     policy.iter().map(meaning).collect()
 }
 
+/// Tokens, and where in the text each begins and ends, in characters.
+type Offsets = (Vec<u32>, Vec<(usize, usize)>);
+
+/// A vocabulary as tokenizer.json writes it: tokens with their ids, and pairs in the order of merging.
+type Merges = (Vec<(String, u32)>, Vec<(String, String)>);
+
 /// Numbers that NumPy can take without copying them: `numpy.asarray`.
 #[pyclass(frozen, module = "mamba_integer._native")]
 pub struct Numbers {
@@ -305,12 +311,7 @@ impl Tokenizer {
     }
 
     /// Tokens, and for each where its characters begin and end.
-    fn encode_offsets(
-        &self,
-        py: Python<'_>,
-        text: &Bound<'_, PyAny>,
-        policy: &[u8],
-    ) -> PyResult<(Vec<u32>, Vec<(usize, usize)>)> {
+    fn encode_offsets(&self, py: Python<'_>, text: &Bound<'_, PyAny>, policy: &[u8]) -> PyResult<Offsets> {
         let text = text_of(text)?;
         let tokens = self.encode_native(py, text, policy)?;
         let offsets = self.inner.offsets(text, &tokens).map_err(|e| from_tokenizer(py, e))?;
@@ -341,7 +342,7 @@ impl Tokenizer {
     }
 
     /// Tokens and merges as `tokenizer.json` writes them.
-    fn merges(&self) -> (Vec<(String, u32)>, Vec<(String, String)>) {
+    fn merges(&self) -> Merges {
         let text = |bytes: &[u8]| native::byte_level::to_text(bytes);
         let tokens: Vec<_> = self.inner.ordinary().map(|(id, token)| (text(token), id)).collect();
         let token = |id| text(self.inner.token_bytes(id).unwrap_or_default());
