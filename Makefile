@@ -20,9 +20,9 @@ export CMAKE_BUILD_PARALLEL_LEVEL ?= $(JOBS)
 # Commands of .venv (maturin, and cmake where the machine has none) are found first.
 WITH_BIN = PATH="$(CURDIR)/$(BIN):$$PATH"
 
-NATIVE_SOURCES := Cargo.toml Cargo.lock .cargo/config.toml $(shell find bindings tokenizer engine prover -type f \
+NATIVE_SOURCES := Cargo.toml Cargo.lock .cargo/config.toml $(shell find bindings tokenizer engine trainer prover -type f \
 	\( -name '*.rs' -o -name '*.cpp' -o -name '*.hpp' -o -name '*.h' -o -name Cargo.toml \) -not -path '*/target/*' 2>/dev/null)
-CXX_SOURCES := $(shell find engine tokenizer -type f \( -name '*.cpp' -o -name '*.hpp' -o -name '*.h' -o -name '*.c' \) \
+CXX_SOURCES := $(shell find engine tokenizer trainer -type f \( -name '*.cpp' -o -name '*.hpp' -o -name '*.h' -o -name '*.c' \) \
 	-not -path '*/target/*' -not -path '*/build/*' 2>/dev/null)
 
 say = @printf '==> %s\n' $(1)
@@ -77,7 +77,7 @@ $(PY):
 	@$(PYTHON) -m venv $(VENV)
 
 $(STAMPS)/tools: $(PY) requirements.lock
-	@command -v cargo >/dev/null || { echo 'error: cargo not found; install Rust 1.88 or newer' >&2; exit 1; }
+	@command -v cargo >/dev/null || { echo 'error: cargo not found; install Rust 1.89 or newer' >&2; exit 1; }
 	@command -v $(CXX) >/dev/null || { echo 'error: no C++ compiler ($(CXX)); install g++ or clang++, or set CXX' >&2; exit 1; }
 	$(call say,'installing maturin and NumPy')
 	@$(PIP) install -c requirements.lock maturin numpy

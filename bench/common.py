@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import platform
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,44 @@ def cpu_rate(work: Callable[[], int], seconds: float) -> float:
     return statistics.median(rates)
 
 
+def by_turns(
+    works: Mapping[str, Callable[[], int]], seconds: float, clock: Callable[[], float]
+) -> tuple[dict[str, float], dict[str, float]]:
+    """Units a second by `clock` of several works, done in turn (A B C A B C …) for about `seconds` each, so that what slows the machine slows all.
+
+    Gives each one's median rate, and the median over the rounds of the first one's rate by each other's in the same round.
+    """
+    names = list(works)
+    for work in works.values():
+        work()
+    rounds: list[list[float]] = []
+    end = time.monotonic() + seconds * len(names)
+    while len(rounds) < 5 or time.monotonic() < end:
+        rates = []
+        for work in works.values():
+            began = clock()
+            done = work()
+            rates.append(done / (clock() - began))
+        rounds.append(rates)
+    medians = {name: statistics.median(r[i] for r in rounds) for i, name in enumerate(names)}
+    ratios = {name: statistics.median(r[0] / r[i] for r in rounds) for i, name in enumerate(names) if i > 0}
+    return medians, ratios
+
+
+def read_bandwidth(size: int = 1 << 27) -> Callable[[], int]:
+    """Work that reads `size` bytes of memory once, as fast as the C library's memchr does: what decoding is held against."""
+    memchr = ctypes.CDLL(None).memchr
+    memchr.argtypes, memchr.restype = [ctypes.c_void_p, ctypes.c_int, ctypes.c_size_t], ctypes.c_void_p
+    buffer = (ctypes.c_char * size)()
+    ctypes.memset(buffer, 1, size)
+
+    def work() -> int:
+        assert memchr(buffer, 0, size) is None
+        return size
+
+    return work
+
+
 def result(name: str, unit: str, peers: dict[str, dict[str, float]], **measured: Any) -> dict[str, Any]:
     """One object: what was measured, per peer, and every peer's ratio to ours (how many times as fast as the peer we are)."""
     ours = peers["mamba-integer"]
@@ -42,4 +81,4 @@ def result(name: str, unit: str, peers: dict[str, dict[str, float]], **measured:
         for p, values in peers.items()
         if p != "mamba-integer"
     }
-    return {"bench": name, "unit": unit, **measured, "peers": peers, "ratios": ratios, "machine": machine()}
+    return {"bench": name, "unit": unit, "peers": peers, "ratios": ratios, **measured, "machine": machine()}

@@ -1,4 +1,4 @@
-"""Decode: tokens one at a time, each chosen greedily from the logits before it, one thread."""
+"""Decode: tokens one at a time, each after the logits before it. The shipped model, or models of a shape beside llama.cpp's."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import argparse
 from typing import Any
 
 from bench.common import cpu_rate, result
+from bench.shapes import compare
+from mamba_integer import _native
 from mamba_integer.engine import Model
 from mamba_integer.sampling import Sampling
 
@@ -13,8 +15,10 @@ TOKENS = 64
 
 
 def run(options: argparse.Namespace) -> dict[str, Any]:
+    if options.shape:
+        return compare("decode", options, feed_at_once=1, tokens=TOKENS)
     model = Model.load(options.model)
-    session = model.session()
+    session = model.session(threads=options.threads)
 
     def work() -> int:
         session.reset()
@@ -31,5 +35,6 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
         {"mamba-integer": {"decode": rate}},
         model_digest=model.digest,
         tokens=TOKENS,
-        threads=1,
+        threads=options.threads,
+        isa=_native.isa(),
     )

@@ -1,4 +1,4 @@
-"""Prefill: a prompt of real text fed at once, logits of its last token only, one thread."""
+"""Prefill: a prompt fed at once, logits of its last token only. Real text to the shipped model, or models of a shape beside llama.cpp's."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import argparse
 from typing import Any
 
 from bench.common import cpu_rate, result
+from bench.shapes import compare
+from mamba_integer import _native
 from mamba_integer.cli import CHECKOUT
 from mamba_integer.engine import Model
 from mamba_integer.tokenizer import documents, read_text
@@ -14,10 +16,12 @@ LENGTHS = (32, 128, 512)
 
 
 def run(options: argparse.Namespace) -> dict[str, Any]:
+    if options.shape:
+        return compare("prefill", options, feed_at_once=128, tokens=128)
     model = Model.load(options.model)
     text = "\n".join(documents(read_text(CHECKOUT / "data/tinystories_valid.txt"))[:20])
     tokens = model.encode(text)[: max(LENGTHS)]
-    session = model.session()
+    session = model.session(threads=options.threads)
 
     def work(length: int) -> int:
         session.reset()
@@ -25,4 +29,11 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
         return length
 
     rates = {f"pp{n}": round(cpu_rate(lambda n=n: work(n), options.seconds / len(LENGTHS)), 1) for n in LENGTHS}
-    return result("prefill", "tokens per CPU-second", {"mamba-integer": rates}, model_digest=model.digest, threads=1)
+    return result(
+        "prefill",
+        "tokens per CPU-second",
+        {"mamba-integer": rates},
+        model_digest=model.digest,
+        threads=options.threads,
+        isa=_native.isa(),
+    )

@@ -1,43 +1,375 @@
-"""Tokenizer: training 1,024 tokens, encoding and decoding the validation text, one thread."""
+"""Tokenizers: training, and encoding one long document, documents of 20 KB and chat-sized strings, ours beside every other that is installed.
+
+Others, all optional: pip install gigatoken tokie tiktoken rustbpe sentencepiece tokenizers
+
+All of them encode with the same vocabulary and the same split, and the bench checks that they give the same ids; but rustbpe and sentencepiece cannot take
+a vocabulary, and encode with what they have learned themselves. One thread each, CPU-seconds of the whole process, the tokenizers in turn in each round,
+medians over the rounds. *cold* is the first call of a new tokenizer.
+"""
 
 from __future__ import annotations
 
 import argparse
+import contextlib
+import json
+import os
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
-from bench.common import cpu_rate, result
+from bench.common import machine
 from mamba_integer.cli import CHECKOUT
-from mamba_integer.engine import Model
+from mamba_integer.errors import ArgumentError
+from mamba_integer.huggingface import PATTERN
 from mamba_integer.tokenizer import Tokenizer, documents, read_text
 
-VOCABULARY = 1024
+# tiktoken's own form of the pattern (MIT licence): with it tiktoken is fastest.
+TIKTOKEN_PATTERN = r"'(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?+\p{L}++|\p{N}{1,3}+| ?[^\s\p{L}\p{N}]++[\r\n]*+|\s++$|\s*[\r\n]|\s+(?!\S)|\s"
+DOCUMENT, CHAT = 20_000, 120
+ENCODING = ("long", "cold", "documents", "chat")
+# What would make more threads, or a cache on disk, of libraries that look at the environment.
+ENVIRONMENT = {"RAYON_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1"}
+
+
+class Peer(ABC):
+    """One tokenizer. Each call gives ids in the fastest form that it has for that: arrays rather than lists."""
+
+    name: str
+    same_ids = True
+
+    @abstractmethod
+    def __init__(self, vocabulary: Vocabulary) -> None:
+        """Loads the vocabulary."""
+
+    @abstractmethod
+    def encode(self, text: str) -> Any:
+        """The ids of one text."""
+
+    @abstractmethod
+    def encode_batch(self, texts: list[str]) -> Any:
+        """The ids of many, on this thread."""
+
+    def ids(self, text: str) -> list[int]:
+        return list(map(int, self.encode(text)))
+
+    @staticmethod
+    @abstractmethod
+    def train(path: str, size: int) -> Any:
+        """Learns a vocabulary from a file, on one thread."""
+
+
+class Vocabulary:
+    """One vocabulary in the forms that others read."""
+
+    def __init__(self, tokenizer: Tokenizer, folder: Path, text: str) -> None:
+        self.tokenizer = tokenizer
+        self.tiktoken = folder / "vocabulary.tiktoken"
+        self.tiktoken.write_bytes(tokenizer.to_tiktoken())
+        self.json = folder / "tokenizer.json"
+        self.json.write_bytes(tokenizer.to_huggingface())
+        self.text = folder / "text.txt"
+        self.text.write_text(text, encoding="utf-8", newline="")
+
+
+class Ours(Peer):
+    name = "mamba-integer"
+
+    def __init__(self, vocabulary: Vocabulary) -> None:
+        self.tokenizer = Tokenizer.from_tiktoken(vocabulary.tiktoken, vocabulary.tokenizer.special_tokens)
+
+    def encode(self, text: str) -> Any:
+        return self.tokenizer.encode_to_numpy(text)
+
+    def encode_batch(self, texts: list[str]) -> Any:
+        return self.tokenizer.encode_batch_to_numpy(texts, threads=1)
+
+    @staticmethod
+    def train(path: str, size: int) -> Any:
+        return Tokenizer.train_files([path], size, threads=1)
+
+
+class Gigatoken(Peer):
+    name = "gigatoken"
+
+    def __init__(self, vocabulary: Vocabulary) -> None:
+        import gigatoken
+
+        self.tokenizer = gigatoken.Tokenizer.from_tiktoken(str(vocabulary.tiktoken), "gpt4", {})
+
+    def encode(self, text: str) -> Any:
+        return self.tokenizer.encode(text)
+
+    def encode_batch(self, texts: list[str]) -> Any:
+        return self.tokenizer.encode_batch(texts, parallel=False)
+
+    @staticmethod
+    def train(path: str, size: int) -> Any:
+        from gigatoken.gigatoken_rs import TextFileSource, train_bpe
+
+        return train_bpe(TextFileSource([path], separator="<|endoftext|>"), size, ["<|endoftext|>"])
+
+
+class Tokie(Peer):
+    name = "tokie"
+
+    def __init__(self, vocabulary: Vocabulary) -> None:
+        import tokie
+
+        self.tokenizer = tokie.Tokenizer.from_json(str(vocabulary.json))
+
+    def encode(self, text: str) -> Any:
+        return self.encode_batch([text])[0]
+
+    def encode_batch(self, texts: list[str]) -> Any:
+        return self.tokenizer.encode_batch_flat(texts, add_special_tokens=False)
+
+    @staticmethod
+    def train(path: str, size: int) -> Any:
+        raise NotImplementedError
+
+
+class Tiktoken(Peer):
+    name = "tiktoken"
+
+    def __init__(self, vocabulary: Vocabulary) -> None:
+        import tiktoken
+        from tiktoken.load import load_tiktoken_bpe
+
+        ranks = load_tiktoken_bpe(str(vocabulary.tiktoken))
+        self.tokenizer = tiktoken.Encoding("bench", pat_str=TIKTOKEN_PATTERN, mergeable_ranks=ranks, special_tokens={})
+
+    def encode(self, text: str) -> Any:
+        return self.tokenizer.encode_to_numpy(text)
+
+    def encode_batch(self, texts: list[str]) -> Any:
+        return [self.tokenizer.encode_ordinary(text) for text in texts]
+
+    @staticmethod
+    def train(path: str, size: int) -> Any:
+        raise NotImplementedError
+
+
+class Tokenizers(Peer):
+    name = "tokenizers"
+
+    def __init__(self, vocabulary: Vocabulary) -> None:
+        import tokenizers
+
+        self.tokenizer = tokenizers.Tokenizer.from_file(str(vocabulary.json))
+
+    def encode(self, text: str) -> Any:
+        return self.tokenizer.encode(text, add_special_tokens=False).ids
+
+    def encode_batch(self, texts: list[str]) -> Any:
+        return self.tokenizer.encode_batch_fast(texts, add_special_tokens=False)
+
+    @staticmethod
+    def train(path: str, size: int) -> Any:
+        from tokenizers import Regex, Tokenizer, models, pre_tokenizers, trainers
+
+        tokenizer = Tokenizer(models.BPE())
+        split = pre_tokenizers.Split(Regex(PATTERN), "isolated")
+        level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+        tokenizer.pre_tokenizer = pre_tokenizers.Sequence([split, level])
+        alphabet = pre_tokenizers.ByteLevel.alphabet()
+        trainer = trainers.BpeTrainer(
+            vocab_size=size, special_tokens=["<|endoftext|>"], initial_alphabet=alphabet, show_progress=False
+        )
+        tokenizer.train_from_iterator(documents(read_text(path)), trainer)
+        return tokenizer
+
+
+class Rustbpe(Peer):
+    name = "rustbpe"
+    same_ids = False
+
+    def __init__(self, vocabulary: Vocabulary) -> None:
+        self.tokenizer = self.train(str(vocabulary.text), min(vocabulary.tokenizer.vocab_size, 4096))
+
+    def encode(self, text: str) -> Any:
+        return self.tokenizer.encode(text)
+
+    def encode_batch(self, texts: list[str]) -> Any:
+        return self.tokenizer.batch_encode(texts)
+
+    @staticmethod
+    def train(path: str, size: int) -> Any:
+        import rustbpe
+
+        tokenizer = rustbpe.Tokenizer()
+        tokenizer.train_from_iterator(iter(documents(read_text(path))), size - 1, pattern=TIKTOKEN_PATTERN)
+        return tokenizer
+
+
+class Sentencepiece(Peer):
+    name = "sentencepiece"
+    same_ids = False
+
+    def __init__(self, vocabulary: Vocabulary) -> None:
+        self.tokenizer = self.train(str(vocabulary.text), min(vocabulary.tokenizer.vocab_size, 4096))
+
+    def encode(self, text: str) -> Any:
+        return self.tokenizer.encode(text)
+
+    def encode_batch(self, texts: list[str]) -> Any:
+        return self.tokenizer.encode(texts, num_threads=1)
+
+    @staticmethod
+    def train(path: str, size: int) -> Any:
+        import io
+
+        import sentencepiece
+
+        model = io.BytesIO()
+        sentencepiece.SentencePieceTrainer.train(
+            input=path,
+            model_writer=model,
+            model_type="bpe",
+            vocab_size=size,
+            byte_fallback=True,
+            num_threads=1,
+            max_sentence_length=1 << 20,
+            minloglevel=2,
+        )
+        return sentencepiece.SentencePieceProcessor(model_proto=model.getvalue())
+
+
+PEERS: tuple[type[Peer], ...] = (Ours, Gigatoken, Tokie, Tiktoken, Tokenizers, Rustbpe, Sentencepiece)
+
+
+@contextlib.contextmanager
+def silent() -> Iterator[None]:
+    """Progress bars of libraries go nowhere."""
+    sys.stdout.flush()
+    kept = [os.dup(1), os.dup(2)]
+    with Path(os.devnull).open("w") as nowhere:
+        os.dup2(nowhere.fileno(), 1)
+        os.dup2(nowhere.fileno(), 2)
+    try:
+        yield
+    finally:
+        for descriptor, original in enumerate(kept, 1):
+            os.dup2(original, descriptor)
+            os.close(original)
+
+
+def seconds_of(work: Callable[[], Any]) -> float:
+    began = time.process_time()
+    result = work()
+    spent = time.process_time() - began
+    del result
+    return spent
+
+
+def train_here(name: str, path: str, size: int) -> None:
+    """In a process of its own: trains once and prints CPU-seconds and the memory that it took at its peak."""
+    peer = next(peer for peer in PEERS if peer.name == name)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with silent():
+        spent = seconds_of(lambda: peer.train(path, size))
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    print(json.dumps({"seconds": spent, "megabytes": (peak - before) / 1024}))
+
+
+def train(peer: type[Peer], path: Path, size: int) -> dict[str, float] | None:
+    command = [sys.executable, "-m", "bench.tokenizer", peer.name, str(path), str(size)]
+    done = subprocess.run(command, capture_output=True, cwd=CHECKOUT, env=os.environ | ENVIRONMENT, check=False)
+    return json.loads(done.stdout.splitlines()[-1]) if done.returncode == 0 and done.stdout else None
 
 
 def run(options: argparse.Namespace) -> dict[str, Any]:
-    sample = documents(read_text(CHECKOUT / "data/tinystories_sample.txt"))
-    texts = documents(read_text(CHECKOUT / "data/tinystories_valid.txt"))
-    size = sum(len(t.encode()) for t in texts)
-    tokenizer = Model.load(options.model).tokenizer
-    encoded = tokenizer.encode_batch(texts)
+    os.environ.update(ENVIRONMENT)
+    paths = options.data or [CHECKOUT / "data/tinystories_sample.txt", CHECKOUT / "data/tinystories_valid.txt"]
+    # One document: a special token in it is for each tokenizer another matter.
+    text = "\n\n".join(document for path in paths for document in documents(read_text(path)))
+    size = len(text.encode())
+    pieces = {
+        "documents": [text[at : at + DOCUMENT] for at in range(0, len(text), DOCUMENT)],
+        "chat": [text[at : at + CHAT] for at in range(0, len(text), CHAT)],
+    }
+    with tempfile.TemporaryDirectory() as folder:
+        if options.vocabulary:
+            tokenizer = Tokenizer.from_tiktoken(options.vocabulary)
+        else:
+            tokenizer = Tokenizer.train([text], options.vocab_size)
+        vocabulary = Vocabulary(tokenizer, Path(folder), text)
+        peers, missing = [], []
+        for peer in PEERS:
+            try:
+                with silent():
+                    peers.append(peer(vocabulary))
+            except ImportError:
+                missing.append(peer.name)
+        different = check(peers, [text, *pieces["chat"][:200]])
+        if different:
+            raise ArgumentError(f"these give other ids than ours: {', '.join(different)}")
+        rates: dict[str, dict[str, list[float]]] = {peer.name: {} for peer in peers}
+        rounds = 0
+        end = time.monotonic() + options.seconds
+        slow: dict[str, float] = {}
+        while rounds < 3 or time.monotonic() < end:
+            for peer in peers:
+                # Who takes long is measured in the first rounds only.
+                if rounds >= 3 and slow[peer.name] > 1:
+                    continue
+                with silent():
+                    new = type(peer)(vocabulary) if peer.same_ids else peer
+                works: dict[str, Callable[[], Any]] = {
+                    "cold": lambda new=new: new.encode(text),
+                    "long": lambda peer=peer: peer.encode(text),
+                    "documents": lambda peer=peer: peer.encode_batch(pieces["documents"]),
+                    "chat": lambda peer=peer: peer.encode_batch(pieces["chat"]),
+                }
+                spent = {what: seconds_of(work) for what, work in works.items()}
+                slow[peer.name] = sum(spent.values())
+                for what, seconds in spent.items():
+                    rates[peer.name].setdefault(what, []).append(size / 1e6 / seconds)
+            rounds += 1
+        trained: dict[str, list[dict[str, float]]] = {}
+        for _ in range(3):
+            for peer in peers:
+                if measured := train(type(peer), vocabulary.text, options.train_vocab_size):
+                    trained.setdefault(peer.name, []).append(measured)
+    results: dict[str, dict[str, float]] = {}
+    memory: dict[str, float] = {}
+    for name, measured_rates in rates.items():
+        results[name] = {what: round(statistics.median(measured_rates[what]), 2) for what in ENCODING}
+        if runs := trained.get(name):
+            results[name]["train"] = round(size / 1e6 / statistics.median(run["seconds"] for run in runs), 2)
+            memory[name] = round(statistics.median(run["megabytes"] for run in runs), 1)
+    ours = results["mamba-integer"]
+    ratios = {
+        name: {what: round(ours[what] / value, 2) for what, value in values.items()}
+        for name, values in results.items()
+        if name != "mamba-integer"
+    }
+    return {
+        "bench": "tokenizer",
+        "unit": "MB per CPU-second",
+        "bytes": size,
+        "vocab_size": tokenizer.vocab_size,
+        "train_vocab_size": options.train_vocab_size,
+        "rounds": rounds,
+        "not_installed": missing,
+        "peers": results,
+        "ratios": ratios,
+        "train_memory_megabytes": memory,
+        "machine": machine(),
+    }
 
-    def train() -> int:
-        Tokenizer.train(sample, VOCABULARY)
-        return sum(len(t.encode()) for t in sample)
 
-    def encode() -> int:
-        tokenizer.encode_batch(texts)
-        return size
+def check(peers: list[Peer], texts: list[str]) -> list[str]:
+    """Who gives other ids than ours."""
+    ours = [peers[0].ids(text) for text in texts]
+    return [peer.name for peer in peers[1:] if peer.same_ids and [peer.ids(text) for text in texts] != ours]
 
-    def decode() -> int:
-        for ids in encoded:
-            tokenizer.decode_bytes(ids)
-        return size
 
-    rates = {f.__name__: round(cpu_rate(f, options.seconds / 3) / 1e6, 3) for f in (train, encode, decode)}
-    return result(
-        "tokenizer",
-        "MB per CPU-second",
-        {"mamba-integer": rates},
-        vocab_size=tokenizer.vocab_size,
-        train_vocab_size=VOCABULARY,
-    )
+if __name__ == "__main__":
+    train_here(sys.argv[1], sys.argv[2], int(sys.argv[3]))

@@ -1,16 +1,22 @@
 //! Compiles the C++ sources of this crate into it.
 
 /// Every source of the library; CMakeLists.txt has the same list.
-const SOURCES: [&str; 9] = [
+const SOURCES: [&str; 15] = [
+    "src/bytes.cpp",
     "src/capi.cpp",
+    "src/cpu.cpp",
     "src/file.cpp",
     "src/kernels.cpp",
     "src/model.cpp",
     "src/ops.cpp",
     "src/ops_avx2.cpp",
+    "src/ops_avx512.cpp",
+    "src/ops_neon.cpp",
+    "src/pool.cpp",
     "src/sampler.cpp",
     "src/session.cpp",
     "src/sha256.cpp",
+    "src/state.cpp",
 ];
 
 fn main() {

@@ -53,6 +53,14 @@ mod c {
         pub seed: u64,
     }
 
+    #[repr(C)]
+    pub struct Feed {
+        pub session: *mut Session,
+        pub tokens: *const u32,
+        pub n: usize,
+        pub all_logits: *mut i32,
+    }
+
     pub type TraceFn = unsafe extern "C" fn(*mut c_void, u64, *const c_char, *const i32, usize);
 
     extern "C" {
@@ -70,11 +78,16 @@ mod c {
         pub fn mi_session_free(session: *mut Session);
         pub fn mi_session_reset(session: *mut Session);
         pub fn mi_session_position(session: *const Session) -> u64;
+        pub fn mi_session_set_threads(session: *mut Session, threads: u32) -> c_int;
         pub fn mi_session_feed(session: *mut Session, tokens: *const u32, n: usize, all_logits: *mut i32) -> c_int;
+        pub fn mi_feed_many(feeds: *const Feed, count: usize) -> c_int;
+        pub fn mi_session_state_size(session: *const Session) -> usize;
+        pub fn mi_session_save(session: *const Session, out: *mut c_void, size: usize) -> c_int;
+        pub fn mi_session_restore(session: *mut Session, data: *const c_void, size: usize) -> c_int;
         pub fn mi_session_logits(session: *const Session) -> *const i32;
         pub fn mi_session_sample(session: *mut Session, sampling: *const Sampling, step: u64, token: *mut u32)
             -> c_int;
-        pub fn mi_session_set_trace(session: *mut Session, trace: Option<TraceFn>, user: *mut c_void);
+        pub fn mi_session_set_trace(session: *mut Session, trace: Option<TraceFn>, user: *mut c_void) -> c_int;
         pub fn mi_sha256(data: *const c_void, size: usize, out: *mut u8);
     }
 }
@@ -395,7 +408,7 @@ impl Session {
         let function = callback(&sink);
         let user: *mut c_void = (&raw mut sink).cast();
         // SAFETY: a live session; the sink outlives the feed below, after which the trace is taken off again.
-        unsafe { c::mi_session_set_trace(self.raw.as_ptr(), Some(function), user) };
+        check(unsafe { c::mi_session_set_trace(self.raw.as_ptr(), Some(function), user) })?;
         let result = self.feed_into(tokens, &mut all);
         // SAFETY: as above.
         unsafe { c::mi_session_set_trace(self.raw.as_ptr(), None, null_mut()) };
@@ -403,6 +416,48 @@ impl Session {
             resume_unwind(panic);
         }
         result.map(|()| all)
+    }
+
+    /// Feeds many sequences of one model at once, each its own tokens, so that the weights are read once for all. The bits are those of one
+    /// [`Session::feed`] after another; the first session's threads compute. On an error nothing was fed.
+    pub fn feed_many(feeds: &mut [(&mut Session, &[u32])]) -> Result<()> {
+        let feeds: Vec<c::Feed> = feeds
+            .iter_mut()
+            .map(|(session, tokens)| c::Feed {
+                session: session.raw.as_ptr(),
+                tokens: tokens.as_ptr(),
+                n: tokens.len(),
+                all_logits: null_mut(),
+            })
+            .collect();
+        // SAFETY: live sessions, each of which we have the only reference to; pointers and their lengths.
+        check(unsafe { c::mi_feed_many(feeds.as_ptr(), feeds.len()) })
+    }
+
+    /// How many threads compute what is fed to this session, the caller's among them; 1 at first. The bits are the same.
+    pub fn set_threads(&mut self, threads: u32) -> Result<()> {
+        // SAFETY: a live session.
+        check(unsafe { c::mi_session_set_threads(self.raw.as_ptr(), threads) })
+    }
+
+    /// The state as bytes (`spec/FORMAT.md`, "State"), from which [`Session::restore`] continues with the same bits.
+    pub fn save(&self) -> Result<Vec<u8>> {
+        // SAFETY: a live session.
+        let size = unsafe { c::mi_session_state_size(self.raw.as_ptr()) };
+        let mut state = Vec::new();
+        if state.try_reserve_exact(size).is_err() {
+            return Err(Error::Memory(format!("no memory for a state of {size} bytes")));
+        }
+        state.resize(size, 0);
+        // SAFETY: a live session, and a buffer of the size that it asks for.
+        check(unsafe { c::mi_session_save(self.raw.as_ptr(), state.as_mut_ptr().cast(), size) })?;
+        Ok(state)
+    }
+
+    /// To a state that was saved of this model. On an error nothing has changed.
+    pub fn restore(&mut self, state: &[u8]) -> Result<()> {
+        // SAFETY: a live session of which we have the only reference; a pointer and its length.
+        check(unsafe { c::mi_session_restore(self.raw.as_ptr(), state.as_ptr().cast(), state.len()) })
     }
 
     /// Logits after the last token fed; `None` before the first.
@@ -473,8 +528,8 @@ pub fn version() -> &'static str {
         .expect("a version is ASCII")
 }
 
-/// Instruction set of this process's kernels, `"avx2"` or `"scalar"`; the environment variable `MAMBA_INTEGER_ISA` forces one. The bits are the
-/// same from all. `"none"` if the variable names one that this machine does not run; then no session can be made.
+/// Instruction set of this process's kernels: `"avx512"`, `"avx2"`, `"neon-dotprod"`, `"neon"` or `"scalar"`; the environment variable
+/// `MAMBA_INTEGER_ISA` forces one. The bits are the same from all. `"none"` if the variable names one that this machine does not run; then no session can be made.
 pub fn isa() -> &'static str {
     // SAFETY: a zero-terminated constant.
     unsafe { CStr::from_ptr(c::mi_isa()) }
@@ -494,7 +549,7 @@ mod tests {
     #[test]
     fn an_instruction_set_is_chosen() {
         if std::env::var_os("MAMBA_INTEGER_ISA").is_none() {
-            assert!(["scalar", "avx2"].contains(&isa()));
+            assert!(["scalar", "avx2", "avx512", "neon", "neon-dotprod"].contains(&isa()));
         }
     }
 

@@ -71,6 +71,8 @@ def _complain(message: str) -> int:
 def _run(arguments: list[str]) -> int:
     if arguments[:1] == ["train"]:
         return _training("mamba_integer.train.pretrain", arguments[1:])
+    if arguments[:1] == ["finetune"]:
+        return _training("mamba_integer.train.finetune", arguments[1:])
     if arguments[:1] == ["export"]:
         return _training("mamba_integer.export", arguments[1:])
     options = build_parser().parse_args(arguments)
@@ -106,7 +108,7 @@ def _unsigned(bits: int) -> Callable[[str], int]:
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """The parser of every verb but `train` and `export`, which parse their own options."""
+    """The parser of every verb but `train`, `finetune` and `export`, which parse their own options."""
     parser = Parser(
         prog=PROGRAM,
         description="A Mamba-style language model whose inference is integers only, the same bits on every machine.",
@@ -189,7 +191,7 @@ def build_parser() -> argparse.ArgumentParser:
         type=_count,
         default=1,
         metavar="N",
-        help="accepted for later releases: this engine computes on one thread",
+        help="threads that compute; the bits are the same (default: %(default)s)",
     )
     p.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="cuda: not in this build")
 
@@ -369,9 +371,41 @@ def build_parser() -> argparse.ArgumentParser:
 
     for name, text in (
         ("train", "train a model (PyTorch: pip install 'mamba-integer[train]')"),
+        ("finetune", "tune a trained model to answer requests (PyTorch)"),
         ("export", "turn a training checkpoint into a model file (PyTorch)"),
     ):
         verbs.add_parser(name, help=text, add_help=False)
+
+    p = verb(
+        verbs,
+        "monitor",
+        _monitor,
+        "Watch training. Opens a local page with the figures and alerts of a run, live or finished, or of a folder of runs.",
+        "monitor runs/mine",
+        "monitor runs --port 8080 --no-open",
+        "monitor runs/mine --json",
+    )
+    p.add_argument(
+        "folder",
+        nargs="?",
+        type=Path,
+        default=Path("runs"),
+        metavar="RUN",
+        help="directory of a run, or of several (default: %(default)s)",
+    )
+    p.add_argument(
+        "--port",
+        type=_unsigned(16),
+        default=8642,
+        metavar="N",
+        help="of 127.0.0.1 to listen on; 0: any that is free (default: %(default)s)",
+    )
+    p.add_argument(
+        "--open",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="open the page in a browser (default), or only print its address",
+    )
 
     p = verb(
         verbs,
@@ -409,7 +443,7 @@ def build_parser() -> argparse.ArgumentParser:
     for name, text in (
         ("decode", "Tokens per second one at a time."),
         ("prefill", "Tokens per second of a prompt."),
-        ("tokenizer", "Megabytes per second of training, encoding and decoding."),
+        ("tokenizer", "Megabytes per second of training and encoding, beside other tokenizers that are installed."),
         ("prove", "Proving and verifying generations: seconds, bytes, memory, and where the time goes."),
     ):
         p = verb(benches, name, _bench, text, f"bench {name}", f"bench {name} --json")
@@ -422,6 +456,33 @@ def build_parser() -> argparse.ArgumentParser:
             metavar="S",
             help="time to spend on each measurement, about (default: %(default)s)",
         )
+        if name == "tokenizer":
+            p.add_argument(
+                "--data", type=Path, action="append", metavar="FILE", help="UTF-8 text to encode and to learn from"
+            )
+            p.add_argument(
+                "--vocabulary",
+                type=Path,
+                metavar="FILE",
+                help="a .tiktoken file to encode with in place of what the text gives",
+            )
+            for flag, purpose in (("--vocab-size", "encode with"), ("--train-vocab-size", "learn")):
+                p.add_argument(
+                    flag, type=_count, default=4096, metavar="N", help=f"tokens to {purpose} (default: %(default)s)"
+                )
+        if name in ("decode", "prefill"):
+            p.add_argument("--threads", type=_count, default=1, metavar="N", help="default: %(default)s")
+            p.add_argument(
+                "--shape",
+                choices=("small", "130m"),
+                help="random models of this shape, int8 and ternary, in place of --model: d_model 256, 6 layers, vocabulary 4,096; "
+                "or 768, 24 and 50,280",
+            )
+            p.add_argument(
+                "--peers",
+                action="store_true",
+                help="with --shape: by turns with llama.cpp's Mamba of the same shape (needs the packages llama-cpp-python and gguf)",
+            )
         if name == "prove":
             p.add_argument(
                 "--tokens", default="16,64,256", metavar="N,N", help="lengths of the generations (default: %(default)s)"
@@ -481,6 +542,7 @@ def _generate(options: argparse.Namespace) -> int:
         seed=options.seed,
         stop=options.stop,
         logprobs=options.logprobs,
+        threads=options.threads,
     )
     if options.receipt is not None:  # said before the work rather than after it
         receipt.check_stop(generation.stop)
@@ -866,6 +928,26 @@ def _tokenizer_decode(options: argparse.Namespace) -> int:
         _print_json({"text": text})
     else:
         print(text)
+    return 0
+
+
+def _monitor(options: argparse.Namespace) -> int:
+    from mamba_integer.train.monitor.runs import Runs
+    from mamba_integer.train.monitor.server import MonitorServer
+
+    runs = Runs(options.folder)
+    if not runs.all():
+        raise ArgumentError(f"{options.folder} holds no run (a run has a metrics.jsonl, which `train` writes)")
+    if options.json:
+        _print_json({"runs": [run.overview() for run in runs.all().values()]})
+        return 0
+    with MonitorServer(runs, options.port) as server:
+        print(f"watching {options.folder} at {server.url} (Ctrl-C ends it)", flush=True)
+        if options.open:
+            import webbrowser
+
+            webbrowser.open(server.url)
+        server.serve_forever()
     return 0
 
 

@@ -144,9 +144,17 @@ class Model:
             self._tokenizer = tokenizer
         return self._tokenizer
 
-    def session(self) -> Session:
-        """A new sequence at position 0."""
-        return Session(self._native.session(), self.config.vocab_size)
+    def session(self, *, threads: int = 1, state: bytes | None = None) -> Session:
+        """A new sequence: at position 0, or where a `state` of this model was saved. `threads` compute it; the bits do not depend on them.
+
+        Raises ArgumentError for threads outside 1 … 256, ModelFormatError for a state that is damaged or of another model.
+        """
+        session = Session(self._native.session(), self.config.vocab_size)
+        if threads != 1:
+            session.set_threads(threads)
+        if state is not None:
+            session.restore(state)
+        return session
 
     def logits(self, tokens: Sequence[int]) -> Logits:
         """Logits after each of T tokens fed from an empty state: int32 [T, V], to be read as logit · m_e / 2^logit_shift.
@@ -170,6 +178,7 @@ class Model:
         seed: int = 0,
         stop: str | Sequence[str] = (),
         logprobs: bool = False,
+        threads: int = 1,
     ) -> Generation:
         """Continues a prompt; iterate over the result for its pieces as they come.
 
@@ -182,7 +191,7 @@ class Model:
             if not prompt:
                 raise ArgumentError("the prompt is empty")
             prompt = self.encode(prompt)
-        return Generation(self, prompt, max_tokens, sampling, stop, logprobs)
+        return Generation(self, prompt, max_tokens, sampling, stop, logprobs, threads)
 
     def __repr__(self) -> str:
         return f"Model({self.name!r}, digest={self.digest[:16]}…)"
@@ -203,6 +212,20 @@ class Session:
     def reset(self) -> None:
         """Back to the empty state at position 0."""
         self._native.reset()
+
+    def set_threads(self, threads: int) -> None:
+        """How many threads compute what is fed, 1 … 256; the bits do not depend on it. Between feeds they sleep."""
+        if not 1 <= threads <= 256:
+            raise ArgumentError(f"threads must be from 1 to 256, not {threads}")
+        self._native.set_threads(threads)
+
+    def save(self) -> bytes:
+        """The state as bytes (spec/FORMAT.md, "State"), the same length at every position: `model.session(state=…)` continues with the same bits."""
+        return self._native.save()
+
+    def restore(self, state: bytes) -> None:
+        """To a state that was saved. Raises ModelFormatError if it is damaged or of another model, and changes nothing then."""
+        self._native.restore(state)
 
     def feed(self, tokens: Sequence[int]) -> Logits:
         """Feeds T tokens; the logits after each, int32 [T, V]. Raises ArgumentError for a token outside the vocabulary, and feeds nothing then."""
@@ -241,6 +264,18 @@ class Session:
         return np.frombuffer(data, "<i4").reshape(-1, self._vocab_size)
 
 
+def feed_many(sessions: Sequence[Session], tokens: Sequence[Sequence[int]]) -> None:
+    """Feeds each of n sessions of one model its own tokens, all at once, so that the weights are read once for all; see `Session.logits` for each.
+
+    The bits are those of one `feed_last` after another. The first session's threads compute. Raises ArgumentError for sessions of different models,
+    one that is there twice, or a token outside the vocabulary, and feeds nothing then.
+    """
+    if len(sessions) != len(tokens):
+        raise ArgumentError(f"{len(sessions)} sessions, but tokens for {len(tokens)}")
+    ids = [_token_ids(t, s._vocab_size) for s, t in zip(sessions, tokens, strict=True)]
+    _native.feed_many([s._native for s in sessions], ids)
+
+
 class Generation(Iterator[Piece]):
     """A generation under way: an iterator of pieces that also keeps what has been generated so far.
 
@@ -257,6 +292,7 @@ class Generation(Iterator[Piece]):
         sampling: Sampling,
         stop: str | Sequence[str],
         logprobs: bool,
+        threads: int = 1,
     ) -> None:
         if max_tokens < 1:
             raise ArgumentError(f"max_tokens must be at least 1, not {max_tokens}")
@@ -273,7 +309,7 @@ class Generation(Iterator[Piece]):
         self.seconds = 0.0
         self._config = model.config
         self._eot = model.tokenizer.eot
-        self._session = model.session()
+        self._session = model.session(threads=threads)
         self._decoder = StreamDecoder(model.tokenizer)
         self._stops = StopStrings(self.stop)
         self._logprobs = logprobs
@@ -383,6 +419,7 @@ __all__ = [
     "Piece",
     "Session",
     "Settings",
+    "feed_many",
     "find_model",
     "log_softmax",
     "shipped_models",

@@ -27,5 +27,9 @@ class CheckpointError(MambaIntegerError):
     """A training checkpoint is damaged or belongs to another run."""
 
 
+class ParallelError(MambaIntegerError):
+    """Another process of a training run failed, or has another state than this one."""
+
+
 class ArgumentError(MambaIntegerError, ValueError):
     """A value that a caller passed is outside its range."""

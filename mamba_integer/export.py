@@ -23,7 +23,7 @@ from mamba_integer.nn.init import dyadic_hippo
 from mamba_integer.nn.quant import INT8, INT16, embedding_multiplier, row_multipliers
 from mamba_integer.tokenizer import Tokenizer
 from mamba_integer.train.checkpoint import load_checkpoint
-from mamba_integer.train.pretrain import CHECKPOINT
+from mamba_integer.train.loop import CHECKPOINT
 
 LOGIT_SHIFT = 17  # a logit is Σ e·u: e in units of m_e·2^-12, u in units of 2^-5
 
@@ -95,6 +95,35 @@ def export_state(
     )
     bounds.check(model)
     return model
+
+
+def import_state(model: IntegerModel) -> dict[str, Tensor]:
+    """The MambaInteger state dict that a model file stands for, float32: what to tune when there is no checkpoint.
+
+    Every parameter lies on its grid, so the forward pass is that of the file. What training knew below a grid's step is lost, and rows whose largest
+    weight had become less than 127 may get another multiplier when exported again.
+    """
+    t = {name: torch.from_numpy(np.asarray(value).astype(np.float32)) for name, value in model.tensors.items()}
+    state = {
+        "embedding": t["token_embd.weight"] * (model.embed_mul * 2.0**-12),
+        "norm_f": t["output_norm.scale"] * 2.0**-6,
+    }
+    for i in range(model.config.n_layers):
+        p = {name.removeprefix(f"blk.{i}."): value for name, value in t.items() if name.startswith(f"blk.{i}.")}
+        layer = {
+            "norm1": p["norm1.scale"] * 2.0**-6,
+            "in_proj": p["in_proj.weight"] * p["in_proj.mul"][:, None] * 2.0 ** -(model.in_proj_shift[i] + 3),
+            "conv_weight": p["conv.weight"] * 2.0**-6,
+            "conv_bias": p["conv.bias"] * 2.0**-8,
+            "shift": p["scan.k"].long(),
+            "log_a": (p["scan.A"] * torch.exp2(-4.0 - p["scan.k"])).log(),
+            "base": p["scan.base"] * 2.0**-8,
+            "skip": p["scan.skip"] * 2.0**-6,
+            "norm2": p["norm2.scale"] * 2.0**-6,
+            "out_proj": p["out_proj.weight"] * p["out_proj.mul"][:, None] * 2.0 ** -(model.out_proj_shift[i] + 3),
+        }
+        state |= {f"blocks.{i}.{name}": value for name, value in layer.items()}
+    return state
 
 
 def export(

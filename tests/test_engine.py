@@ -18,7 +18,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mamba_integer import _native
-from mamba_integer.engine import PART, Model, StopStrings, find_model, log_softmax
+from mamba_integer.engine import PART, Model, StopStrings, feed_many, find_model, log_softmax
 from mamba_integer.errors import ArgumentError, ModelFormatError, TokenizerError
 from mamba_integer.evaluate import document_nats, evaluate
 from mamba_integer.model_file import read_model, serialize
@@ -162,6 +162,85 @@ def test_long_prompts_are_fed_in_parts(tiny: Model) -> None:
     generation = tiny.generate(tokens, max_tokens=1)
     generation.finish()
     assert generation.logits_digest == hashlib.sha256(whole.astype("<i4").tobytes()).hexdigest()
+
+
+def test_many_sequences_at_once_are_as_each_alone(tiny: Model) -> None:
+    texts = ["The sun was warm.", "a", "One day a big dog ran to the park with a red ball.", "Hi", "The cat sat."]
+    prompts = [tiny.encode(text) for text in texts * 9]
+    sessions = [tiny.session(threads=2 if i == 0 else 1) for i in range(len(prompts))]
+    feed_many(sessions, prompts)
+    for step in range(6):
+        for session, prompt in zip(sessions, prompts, strict=True):
+            assert session.position == len(prompt)
+            assert np.array_equal(session.logits(), tiny.logits(prompt)[-1])
+        chosen = [[session.sample(Sampling(), step)] for session in sessions]
+        prompts = [[*prompt, *token] for prompt, token in zip(prompts, chosen, strict=True)]
+        feed_many(sessions, chosen)
+    feed_many([], [])
+
+
+def test_what_feeding_many_refuses(tiny: Model) -> None:
+    one, two = tiny.session(), tiny.session()
+    stranger = Model.from_bytes(serialize(random_model(random_config(1, vocab_size=300), 1))).session()
+    with pytest.raises(ArgumentError, match="different models"):
+        feed_many([one, stranger], [[1], [1]])
+    with pytest.raises(ArgumentError):
+        feed_many([one, one], [[1], [1]])
+    with pytest.raises(ArgumentError, match="tokens for"):
+        feed_many([one, two], [[1]])
+    with pytest.raises(ArgumentError, match="vocabulary"):
+        feed_many([one, two], [[1], [tiny.config.vocab_size]])
+    assert one.position == two.position == 0
+
+
+def test_threads_change_no_bit(tiny: Model) -> None:
+    tokens = tiny.encode("The sun was warm and the bird sang. " * 4)
+    for threads in (1, 2, 3):
+        assert np.array_equal(tiny.session(threads=threads).feed(tokens), tiny.logits(tokens))
+        generation = tiny.generate("The", max_tokens=20, seed=3, threads=threads)
+        generation.finish()
+        assert generation.logits_digest == tiny_digest(tiny)
+    for threads in (0, 257):
+        with pytest.raises(ArgumentError, match="threads"):
+            tiny.session(threads=threads)
+
+
+def tiny_digest(tiny: Model) -> str:
+    generation = tiny.generate("The", max_tokens=20, seed=3)
+    generation.finish()
+    return generation.logits_digest
+
+
+def test_a_saved_state_continues_with_the_same_bits(tiny: Model) -> None:
+    tokens = tiny.encode("One day a little girl went to the park.")
+    whole = tiny.logits(tokens)
+    session = tiny.session()
+    empty = session.save()
+    assert tiny.session(state=empty).position == 0
+    for cut in (1, 7, len(tokens)):
+        session.reset()
+        session.feed_last(tokens[:cut])
+        state = session.save()
+        assert len(state) == len(empty)  # constant in the length of the text
+        other = tiny.session(state=state)
+        assert other.position == cut
+        assert np.array_equal(other.logits(), whole[cut - 1])
+        assert np.array_equal(other.feed(tokens[cut:]), whole[cut:])
+
+
+def test_bad_states_are_refused(tiny: Model) -> None:
+    session = tiny.session()
+    session.feed_last([1, 2, 3])
+    state = session.save()
+    stranger = Model.from_bytes(serialize(random_model(random_config(1, vocab_size=300), 1)))
+    with pytest.raises(ModelFormatError, match="another model"):
+        stranger.session(state=state)
+    for bad in (b"", state[:-1], state + b"\0", state[:100] + bytes([state[100] ^ 1]) + state[101:], b"x" * len(state)):
+        with pytest.raises(ModelFormatError, match="state"):
+            session.restore(bad)
+    with pytest.raises(ModelFormatError, match="version 2"):
+        session.restore(state[:8] + b"\2" + state[9:])
+    assert session.save() == state
 
 
 def test_a_refused_token_feeds_nothing(tiny: Model) -> None:

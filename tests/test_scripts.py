@@ -61,6 +61,21 @@ def test_training_and_export(tmp_path: Path) -> None:
     script("train_mamba_integer.py", "--run", tmp_path / "run", *files, "--tokens", 2048, "--batch", 4)
     script("export_int8.py", tmp_path / "run", "-o", tmp_path / "small.gguf")
     assert Model.load(tmp_path / "small.gguf").config.d_model == 32
+    tuned = tmp_path / "tuned"
+    script(
+        "sft_mamba_integer.py",
+        "--from",
+        tmp_path / "run",
+        "--run",
+        tuned,
+        *files[:4],
+        "--tokens",
+        2048,
+        "--context",
+        64,
+    )
+    script("export_int8.py", tuned, "-o", tmp_path / "tuned.gguf")
+    assert Model.load(tmp_path / "tuned.gguf").config.context_length == 64
     assert script("inference.py", "--model", tmp_path / "small.gguf", "--prompt", "The", "--max-tokens", 5).startswith(
         "The"
     )

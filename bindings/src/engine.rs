@@ -116,6 +116,22 @@ impl Session {
         Ok(())
     }
 
+    /// How many threads compute what is fed.
+    fn set_threads(&self, py: Python<'_>, threads: u32) -> PyResult<()> {
+        self.own(py)?.set_threads(threads).map_err(|e| from_engine(py, e))
+    }
+
+    /// The state as bytes.
+    fn save<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyBytes>> {
+        let state = self.own(py)?.save().map_err(|e| from_engine(py, e))?;
+        Ok(PyBytes::new(py, &state))
+    }
+
+    /// To a state that was saved; on an error nothing has changed.
+    fn restore(&self, py: Python<'_>, state: &[u8]) -> PyResult<()> {
+        self.own(py)?.restore(state).map_err(|e| from_engine(py, e))
+    }
+
     /// Feeds tokens; with `all_logits` gives the logits after each, else None.
     #[pyo3(signature = (tokens, all_logits=false))]
     fn feed<'py>(&self, py: Python<'py>, tokens: Vec<u32>, all_logits: bool) -> PyResult<Option<Bound<'py, PyBytes>>> {
@@ -165,4 +181,26 @@ impl Session {
         };
         self.own(py)?.sample(&sampling, step).map_err(|e| from_engine(py, e))
     }
+}
+
+#[pyfunction]
+pub fn isa() -> &'static str {
+    native::isa()
+}
+
+/// Feeds each session its tokens, all at once.
+#[pyfunction]
+pub fn feed_many(py: Python<'_>, sessions: Vec<Py<Session>>, tokens: Vec<Vec<u32>>) -> PyResult<()> {
+    if sessions.len() != tokens.len() {
+        return Err(argument_error(py, "every session needs its tokens"));
+    }
+    let mut owned = Vec::new();
+    for session in &sessions {
+        owned.push(session.get().own(py)?);
+    }
+    let mut feeds: Vec<(&mut native::Session, &[u32])> = Vec::new();
+    for (session, tokens) in owned.iter_mut().zip(&tokens) {
+        feeds.push((&mut **session, tokens));
+    }
+    native::Session::feed_many(&mut feeds).map_err(|e| from_engine(py, e))
 }

@@ -31,7 +31,11 @@ pub fn from_engine(py: Python<'_>, error: EngineError) -> PyErr {
 }
 
 pub fn from_tokenizer(py: Python<'_>, error: TokenizerError) -> PyErr {
-    raise(py, "TokenizerError", error.to_string())
+    tokenizer_error(py, error.to_string())
+}
+
+pub fn tokenizer_error(py: Python<'_>, message: String) -> PyErr {
+    raise(py, "TokenizerError", message)
 }
 
 pub fn from_prover(py: Python<'_>, error: ProverError) -> PyErr {

@@ -46,11 +46,13 @@ typedef struct mi_sampling {
 const char *mi_last_error(void);
 /* Version of the engine, "MAJOR.MINOR.PATCH". */
 const char *mi_version(void);
-/* Instruction set of this process's kernels: "avx2" where the processor has it, or else "scalar". The environment
- * variable MAMBA_INTEGER_ISA, read once, forces one of them; the bits are the same. If it names one that cannot be used
- * here, this is "none" and mi_session_new fails. */
+/* Instruction set of this process's kernels, the fastest that the processor has: "avx512" (with VNNI, VBMI and GFNI),
+ * "avx2", "neon-dotprod", "neon" or "scalar". The environment variable MAMBA_INTEGER_ISA, read once, forces one of them;
+ * the bits are the same. If it names one that cannot be used here, this is "none" and mi_session_new fails. */
 const char *mi_isa(void);
 
+/* Reads a model file and checks it whole. Where the system can, the file is mapped, not copied: replace it by renaming
+ * another over it, and do not write into it while a model of it is there. */
 mi_status mi_model_load(const char *path, mi_model **out);
 /* The bytes are copied; they may be freed after the call. */
 mi_status mi_model_load_memory(const void *data, size_t size, mi_model **out);
@@ -62,26 +64,48 @@ const char *mi_model_digest(const mi_model *model);
 /* The embedded tokenizer file, not zero-terminated. */
 const char *mi_model_tokenizer(const mi_model *model, size_t *size);
 
-/* A new sequence: zero state, position 0. */
+/* A new sequence: zero state, position 0. What it takes in memory does not grow with its length. */
 mi_status mi_session_new(const mi_model *model, mi_session **out);
 void mi_session_free(mi_session *session);
 void mi_session_reset(mi_session *session);
 uint64_t mi_session_position(const mi_session *session);
 
+/* How many threads compute what is fed to this session, the caller's among them; 1 at first. The bits are the same. They
+ * sleep between feeds, but for some microseconds. */
+mi_status mi_session_set_threads(mi_session *session, uint32_t threads);
+
 /* Feeds `n` tokens in order. If `all_logits` is not NULL it receives n rows of vocab_size int32; otherwise only the
  * last token's logits are computed. On an error nothing was fed. */
 mi_status mi_session_feed(mi_session *session, const uint32_t *tokens, size_t n, int32_t *all_logits);
+/* Feeds many sequences of one model at once, each its own tokens, so that the weights are read once for all: the same bits
+ * as one mi_session_feed after another. `all_logits` as there. The first session's threads compute; a session may be there
+ * only once. On an error nothing was fed. */
+typedef struct mi_feed {
+    mi_session *session;
+    const uint32_t *tokens;
+    size_t n;
+    int32_t *all_logits;
+} mi_feed;
+mi_status mi_feed_many(const mi_feed *feeds, size_t count);
+
 /* Logits after the last token fed (vocab_size int32, owned by the session); NULL before the first. */
 const int32_t *mi_session_logits(const mi_session *session);
 /* Chooses a token from the last logits (ARITHMETIC section 11); `step` is 0 for the first generated token. */
 mi_status mi_session_sample(mi_session *session, const mi_sampling *sampling, uint64_t step, uint32_t *token);
+
+/* The state of a sequence as bytes (spec/FORMAT.md, "State"): all that the tokens fed so far have left behind, the last
+ * logits included. A session of the same model that it is restored to continues with the same bits, on any machine. Bytes
+ * of another model, damaged ones, and values that no sequence can have are refused (MI_ERR_FORMAT) and change nothing. */
+size_t mi_session_state_size(const mi_session *session);
+mi_status mi_session_save(const mi_session *session, void *out, size_t size);
+mi_status mi_session_restore(mi_session *session, const void *data, size_t size);
 
 /* Trace: called for every intermediate the spec names, with `site` such as "blk.0.in_proj" and `count` values widened
  * to int32. Sites, in order: "embed"; per layer I "blk.I.norm1.j", ".norm1.mu", ".norm1", ".in_proj", ".conv", ".x",
  * ".B", ".C", ".m", ".state", ".y", ".gate", ".gated", ".norm2.j", ".norm2.mu", ".norm2", ".out_proj", ".resid"; then
  * "norm_f.j", "norm_f.mu", "norm_f", "logits". */
 typedef void (*mi_trace_fn)(void *user, uint64_t position, const char *site, const int32_t *values, size_t count);
-void mi_session_set_trace(mi_session *session, mi_trace_fn fn, void *user);
+mi_status mi_session_set_trace(mi_session *session, mi_trace_fn fn, void *user);
 
 /* SHA-256 as used by the digests: `out` receives 32 bytes. */
 void mi_sha256(const void *data, size_t size, uint8_t out[32]);

@@ -1,8 +1,10 @@
 // The C interface: arguments are checked here, and here exceptions become a status and a message. Nothing else happens
 // in this file.
 
+#include <algorithm>
 #include <cstdio>
 #include <cstring>
+#include <functional>
 #include <memory>
 #include <new>
 #include <string>
@@ -15,9 +17,11 @@
 #pragma GCC visibility pop
 #include "kernels.hpp"
 #include "model.hpp"
+#include "pool.hpp"
 #include "sampler.hpp"
 #include "session.hpp"
 #include "sha256.hpp"
+#include "state.hpp"
 
 struct mi_model {
     mi::Model model;
@@ -26,6 +30,7 @@ struct mi_model {
 struct mi_session {
     mi::Session session;
     std::vector<mi::Candidate> candidates;  // [V], for the sampler
+    bool traced = false;
 
     mi_session(const mi::Model &model, const mi::ops::Kernels &kernels)
         : session(model, kernels), candidates(static_cast<size_t>(model.config.vocab_size)) {}
@@ -57,6 +62,18 @@ mi_status guarded(Body body) noexcept {
     }
 }
 
+mi_status check_tokens(const mi::Model &model, const uint32_t *tokens /* [n] */, size_t n) {
+    const uint32_t vocab_size = static_cast<uint32_t>(model.config.vocab_size);
+    for (size_t i = 0; i < n; ++i)
+        if (tokens[i] >= vocab_size) {
+            char message[64];
+            std::snprintf(message, sizeof message, "token %u is outside the vocabulary of %u",
+                          static_cast<unsigned>(tokens[i]), static_cast<unsigned>(vocab_size));
+            return fail(MI_ERR_ARGUMENT, message);
+        }
+    return MI_OK;
+}
+
 }  // namespace
 
 const char *mi_last_error(void) { return last_error; }
@@ -72,9 +89,10 @@ mi_status mi_model_load(const char *path, mi_model **out) {
     if (!path || !out) return fail(MI_ERR_ARGUMENT, "mi_model_load: null pointer");
     *out = nullptr;
     return guarded([&] {
-        mi::Bytes bytes = mi::read_file(path);
+        size_t size = 0;
+        mi::Bytes bytes = mi::map_file(path, size);
         try {
-            *out = new mi_model{mi::Model(std::move(bytes.data), bytes.size)};
+            *out = new mi_model{mi::Model(std::move(bytes), size)};
         } catch (const mi::FormatError &error) {
             return fail(MI_ERR_FORMAT, (std::string(path) + ": " + error.what()).c_str());
         }
@@ -86,9 +104,7 @@ mi_status mi_model_load_memory(const void *data, size_t size, mi_model **out) {
     if ((!data && size > 0) || !out) return fail(MI_ERR_ARGUMENT, "mi_model_load_memory: null pointer");
     *out = nullptr;
     return guarded([&] {
-        auto bytes = std::make_unique_for_overwrite<uint8_t[]>(size);
-        if (size > 0) std::memcpy(bytes.get(), data, size);
-        *out = new mi_model{mi::Model(std::move(bytes), size)};
+        *out = new mi_model{mi::Model(mi::copy_bytes(data, size), size)};
         return MI_OK;
     });
 }
@@ -133,7 +149,7 @@ mi_status mi_session_new(const mi_model *model, mi_session **out) {
     if (!kernels)
         return fail(MI_ERR_ARGUMENT,
                     "MAMBA_INTEGER_ISA names an instruction set that this machine does not run; it may be scalar or, "
-                    "on x86-64 processors that have it, avx2");
+                    "where the processor has it, avx2, avx512, neon or neon-dotprod");
     return guarded([&] {
         *out = new mi_session(model->model, *kernels);
         return MI_OK;
@@ -148,17 +164,69 @@ void mi_session_reset(mi_session *session) {
 
 uint64_t mi_session_position(const mi_session *session) { return session ? session->session.position() : 0; }
 
+mi_status mi_session_set_threads(mi_session *session, uint32_t threads) {
+    if (!session) return fail(MI_ERR_ARGUMENT, "mi_session_set_threads: null pointer");
+    if (threads < 1 || threads > 256) return fail(MI_ERR_ARGUMENT, "threads must be from 1 to 256");
+    return guarded([&] {
+        session->session.pass().set_threads(static_cast<int>(threads));
+        return MI_OK;
+    });
+}
+
 mi_status mi_session_feed(mi_session *session, const uint32_t *tokens, size_t n, int32_t *all_logits) {
     if (!session || (!tokens && n > 0)) return fail(MI_ERR_ARGUMENT, "mi_session_feed: null pointer");
-    const uint32_t vocab_size = static_cast<uint32_t>(session->session.model().config.vocab_size);
-    for (size_t i = 0; i < n; ++i)
-        if (tokens[i] >= vocab_size) {
-            char message[64];
-            std::snprintf(message, sizeof message, "token %u is outside the vocabulary of %u", tokens[i], vocab_size);
-            return fail(MI_ERR_ARGUMENT, message);
-        }
+    if (const mi_status bad = check_tokens(session->session.model(), tokens, n)) return bad;
     session->session.feed(tokens, n, all_logits);
     return MI_OK;
+}
+
+mi_status mi_feed_many(const mi_feed *feeds, size_t count) {
+    if (!feeds && count > 0) return fail(MI_ERR_ARGUMENT, "mi_feed_many: null pointer");
+    if (count == 0) return MI_OK;
+    for (size_t i = 0; i < count; ++i) {
+        const mi_feed &feed = feeds[i];
+        if (!feed.session || (!feed.tokens && feed.n > 0)) return fail(MI_ERR_ARGUMENT, "mi_feed_many: null pointer");
+        if (&feed.session->session.model() != &feeds[0].session->session.model())
+            return fail(MI_ERR_ARGUMENT, "mi_feed_many: the sessions are of different models");
+        if (count > 1 && feed.session->traced)
+            return fail(MI_ERR_ARGUMENT, "mi_feed_many: a session with a trace can only be fed alone");
+        if (const mi_status bad = check_tokens(feed.session->session.model(), feed.tokens, feed.n)) return bad;
+    }
+    return guarded([&] {
+        std::vector<mi_session *> sessions;
+        std::vector<mi::Feed> all;
+        for (size_t i = 0; i < count; ++i) {
+            sessions.push_back(feeds[i].session);
+            all.push_back({&feeds[i].session->session, feeds[i].tokens, feeds[i].n, feeds[i].all_logits});
+        }
+        std::sort(sessions.begin(), sessions.end(), std::less<>());
+        if (std::adjacent_find(sessions.begin(), sessions.end()) != sessions.end())
+            return fail(MI_ERR_ARGUMENT, "mi_feed_many: a session is there twice");
+        feeds[0].session->session.pass().feed(all.data(), count);
+        return MI_OK;
+    });
+}
+
+size_t mi_session_state_size(const mi_session *session) {
+    return session ? mi::state_bytes(session->session.model()) : 0;
+}
+
+mi_status mi_session_save(const mi_session *session, void *out, size_t size) {
+    if (!session || !out) return fail(MI_ERR_ARGUMENT, "mi_session_save: null pointer");
+    if (size != mi_session_state_size(session))
+        return fail(MI_ERR_ARGUMENT, "mi_session_save: the buffer must have mi_session_state_size bytes");
+    return guarded([&] {
+        mi::write_state(session->session.model(), session->session.state(), static_cast<uint8_t *>(out));
+        return MI_OK;
+    });
+}
+
+mi_status mi_session_restore(mi_session *session, const void *data, size_t size) {
+    if (!session || (!data && size > 0)) return fail(MI_ERR_ARGUMENT, "mi_session_restore: null pointer");
+    return guarded([&] {
+        mi::read_state(session->session.model(), static_cast<const uint8_t *>(data), size, session->session.state());
+        return MI_OK;
+    });
 }
 
 const int32_t *mi_session_logits(const mi_session *session) { return session ? session->session.logits() : nullptr; }
@@ -177,8 +245,13 @@ mi_status mi_session_sample(mi_session *session, const mi_sampling *sampling, ui
     return MI_OK;
 }
 
-void mi_session_set_trace(mi_session *session, mi_trace_fn fn, void *user) {
-    if (session) session->session.set_trace(fn, user);
+mi_status mi_session_set_trace(mi_session *session, mi_trace_fn fn, void *user) {
+    if (!session) return fail(MI_ERR_ARGUMENT, "mi_session_set_trace: null pointer");
+    return guarded([&] {
+        session->session.pass().set_trace(fn, user);
+        session->traced = fn != nullptr;
+        return MI_OK;
+    });
 }
 
 void mi_sha256(const void *data, size_t size, uint8_t out[32]) {

@@ -1,11 +1,10 @@
-// Reading a file whole. Apart from the rest so that machines without files can do without it.
+// A file's bytes. Apart from the rest so that machines without files can do without it.
 #pragma once
 
-#include <cstddef>
-#include <cstdint>
-#include <memory>
 #include <stdexcept>
 #include <string>
+
+#include "bytes.hpp"
 
 namespace mi {
 
@@ -14,12 +13,9 @@ struct FileError : std::runtime_error {
     using std::runtime_error::runtime_error;
 };
 
-struct Bytes {
-    std::unique_ptr<uint8_t[]> data;  // [size]
-    size_t size = 0;
-};
-
-// The contents of a regular file. Throws FileError or std::bad_alloc.
-Bytes read_file(const std::string &path);
+// The contents of a regular file, and its length in `size`: mapped where the system can, so that processes share them and
+// nothing is copied, and read elsewhere. Whoever writes into a file that is mapped changes what was checked; files are to
+// be replaced, not overwritten. Throws FileError or std::bad_alloc.
+Bytes map_file(const std::string &path, size_t &size);
 
 }  // namespace mi

@@ -1,7 +1,8 @@
 // The operations that take the time, as a table of functions: one table for each instruction set, the same bits from all.
 //
-// ops.cpp is the reference and runs everywhere; ops_avx2.cpp runs where the processor has AVX2. Which one serves a
-// process is chosen once.
+// ops.cpp is the reference and runs everywhere. simd.hpp writes the operations on vectors once for every machine that has
+// them; ops_avx2.cpp, ops_avx512.cpp and ops_neon.cpp say what its registers are there, and have matrices of their own.
+// Which table serves a process is chosen once, by the processor that it finds.
 #pragma once
 
 #include "ops.hpp"
@@ -23,14 +24,20 @@ struct Kernels {
 
 extern const Kernels scalar_kernels;
 
-// The kernels of an instruction set, "scalar" or "avx2"; null where this build or this machine does not have it.
+// All names, the fastest first; "scalar" is the last.
+extern const char *const isas[5];
+
+// The kernels of an instruction set; null where this build or this machine does not have it.
 const Kernels *kernels_of(const char *isa);
 
 // Those of this process: what the environment variable MAMBA_INTEGER_ISA names, or without it the fastest that the
 // machine runs. Chosen at the first call. Null if the variable names one that cannot be used here.
 const Kernels *kernels();
 
-// ops_avx2.cpp's; null in builds for other processors. To be run only on a processor that has AVX2.
+// Null in builds for other processors. To be run only on a processor that has them.
 const Kernels *avx2_kernels();
+const Kernels *avx512_kernels();  // F, BW, VL, CD, VNNI, VBMI and GFNI: Ice Lake, Zen 4 and what came after them
+const Kernels *neon_kernels();
+const Kernels *neon_dotprod_kernels();  // with the dot products of Armv8.2
 
 }  // namespace mi::ops

@@ -432,8 +432,9 @@ class ModelReader {
     const int8_t *int8s(const string &name, int low = -127, int high = 127) const {
         const Tensor &t = tensor(name);
         const int8_t *values = reinterpret_cast<const int8_t *>(t.data);
-        for (uint64_t i = 0; i < t.count(); ++i)
-            if (values[i] < low || values[i] > high) check_range(name, i, values[i], low, high);
+        bool good = true;  // a loop without a way out is one for vector registers
+        for (uint64_t i = 0; i < t.count(); ++i) good &= values[i] >= low && values[i] <= high;
+        for (uint64_t i = 0; !good && i < t.count(); ++i) check_range(name, i, values[i], low, high);
         return values;
     }
 
@@ -466,45 +467,44 @@ class ModelReader {
         return spread;
     }
 
-    // Four weights a byte, the first in the two lowest bits; codes 0, 1, 2 are 0, +1, -1.
-    const int8_t *unpack_ternary(const string &name, int rows, int cols) {
-        static constexpr int8_t weight_of[3] = {0, 1, -1};
-        const uint8_t *packed = tensor(name).data;  // [rows, ceil(cols/4)]
-        const int stride = (cols + 3) >> 2;
-        int8_t *weights = own<int8_t>(static_cast<uint64_t>(rows) * static_cast<uint64_t>(cols));
-        for (int64_t row = 0; row < rows; ++row)
-            for (int col = 0; col < 4 * stride; ++col) {
-                const int code = packed[row * stride + (col >> 2)] >> (2 * (col & 3)) & 3;
-                if (code == 3)
-                    fail("tensor " + quoted(name) + ", row " + text(row) + ": ternary code 3 stands for nothing");
-                if (col < cols)
-                    weights[row * cols + col] = weight_of[code];
-                else if (code != 0)
-                    fail("tensor " + quoted(name) + ", row " + text(row) + ": the padding is not zero");
-            }
-        return weights;
+    // A row of packed ternary weights: the sum of their magnitudes.
+    int64_t ternary_sum(const string &name, int64_t row, const uint8_t *packed /* [ceil(cols/4)] */, int cols) const {
+        const int stride = (cols + 3) >> 2, used = cols & 3;
+        int32_t sum = 0;
+        bool bad = false;
+        for (int i = 0; i < stride; ++i) {
+            const int set = (packed[i] | packed[i] >> 1) & 0x55;  // a bit for each weight that is not zero
+            bad |= (packed[i] & packed[i] >> 1 & 0x55) != 0;
+            sum += (set & 1) + (set >> 2 & 1) + (set >> 4 & 1) + (set >> 6);
+        }
+        if (bad) fail("tensor " + quoted(name) + ", row " + text(row) + ": ternary code 3 stands for nothing");
+        if (used > 0 && packed[stride - 1] >> (2 * used) != 0)
+            fail("tensor " + quoted(name) + ", row " + text(row) + ": the padding is not zero");
+        return sum;
+    }
+
+    static int64_t int8_sum(const int8_t *values /* [n] */, int n) {
+        int32_t sum = 0;  // n <= 8192
+        for (int i = 0; i < n; ++i) sum += values[i] < 0 ? -values[i] : values[i];
+        return sum;
     }
 
     Linear linear(const string &name, int rows, int cols, uint32_t shift) {
         const string weight = name + ".weight";
-        Linear p;
-        p.weight = model_.config.ternary ? unpack_ternary(weight, rows, cols) : int8s(weight);
-        p.mul = int16s(name + ".mul", 1, 255);
-        p.rows = rows, p.cols = cols, p.shift = static_cast<int>(shift);
-        const int64_t half = (int64_t{1} << shift) >> 1;
+        const bool ternary = model_.config.ternary;
+        const int8_t *values = ternary ? nullptr : int8s(weight);
+        const uint8_t *packed = tensor(weight).data;
+        const Linear p = {packed, int16s(name + ".mul", 1, 255), rows, cols, static_cast<int>(shift), ternary};
+        const int64_t half = (int64_t{1} << shift) >> 1, stride = (cols + 3) >> 2;
         for (int64_t row = 0; row < rows; ++row) {
-            const int64_t worst = 127 * absolute_sum(p.weight + row * cols, cols) * p.mul[row] + half;
+            const int64_t sum =
+                ternary ? ternary_sum(weight, row, packed + row * stride, cols) : int8_sum(values + row * cols, cols);
+            const int64_t worst = 127 * sum * p.mul[row] + half;
             if (worst >= int64_t{1} << 30)
                 fail("tensor " + quoted(weight) + ", row " + text(row) + ": its sum may reach " + text(worst) +
                      ", beyond 2^30");
         }
         return p;
-    }
-
-    static int64_t absolute_sum(const int8_t *values /* [n] */, int n) {
-        int32_t sum = 0;  // n <= 8192
-        for (int i = 0; i < n; ++i) sum += values[i] < 0 ? -values[i] : values[i];
-        return sum;
     }
 
     void build() {
@@ -543,8 +543,6 @@ class ModelReader {
     std::map<string, Tensor, std::less<>> tensors_;
 };
 
-Model::Model(std::unique_ptr<uint8_t[]> bytes, size_t size) : bytes_(std::move(bytes)) {
-    ModelReader(*this, bytes_.get(), size).read();
-}
+Model::Model(Bytes bytes, size_t size) : bytes_(std::move(bytes)) { ModelReader(*this, bytes_.get(), size).read(); }
 
 }  // namespace mi

@@ -12,6 +12,7 @@
 #include <vector>
 
 #include "arith.hpp"
+#include "bytes.hpp"
 
 namespace mi {
 
@@ -33,7 +34,7 @@ struct Config {
     Activation gate = Activation::silu;
     int norm_mantissa = 8;
     bool rotation = false;
-    bool ternary = false;  // how the file stores projections; in memory they are int8
+    bool ternary = false;  // whether projections are packed, four weights a byte
     int embed_mul = 1;     // m_e
     int logit_shift = 0;
 
@@ -42,11 +43,13 @@ struct Config {
     int d_in_proj() const { return d_inner() + d_conv() + n_heads; }  // 2E+2N+H, the rows z | x | B | C | dt
 };
 
-// A projection: out_o = sat16(rshift(mul_o * sum_k weight[o,k] x_k, shift)).
+// A projection: out_o = sat16(rshift(mul_o * sum_k weight[o,k] x_k, shift)). Its weights are as the file has them: int8, or
+// ternary in codes of two bits, the first of a byte lowest: 0, 1 and 2 for 0, +1 and -1.
 struct Linear {
-    const int8_t *weight;  // [rows, cols]
-    const int16_t *mul;    // [rows]
+    const void *weight;  // int8 [rows, cols], or packed: uint8 [rows, ceil(cols/4)]
+    const int16_t *mul;  // [rows]
     int rows, cols, shift;
+    bool ternary;
 };
 
 struct Layer {
@@ -64,9 +67,9 @@ struct Layer {
 
 class Model {
   public:
-    // Reads a model file that lies in memory and takes the bytes over: int8 tensors are used where they lie. Throws
-    // FormatError or std::bad_alloc; allocates nothing that is larger than a small multiple of `size`.
-    Model(std::unique_ptr<uint8_t[]> bytes /* [size] */, size_t size);
+    // Reads a model file that lies in memory and takes the bytes over: weights are used where they lie. Throws FormatError or
+    // std::bad_alloc; allocates nothing that is larger than a small multiple of `size`.
+    Model(Bytes bytes /* [size] */, size_t size);
 
     Config config;
     const int8_t *embedding;  // [V, D]
@@ -80,9 +83,8 @@ class Model {
 
   private:
     friend class ModelReader;
-    std::unique_ptr<uint8_t[]> bytes_;
-    // Tensors that cannot be used where they lie: 16 and 32-bit ones (byte order, alignment), packed ternary ones,
-    // scales of one element.
+    Bytes bytes_;
+    // Tensors that cannot be used where they lie: 16 and 32-bit ones (byte order, alignment), scales of one element.
     std::vector<std::unique_ptr<std::byte[]>> owned_;
 };
 

@@ -1,6 +1,5 @@
 #include "ops.hpp"
 
-#include <cstring>
 #include <utility>
 
 // The loops are written so that a compiler vectorises them for whatever machine it builds for: no branch inside, widths
@@ -15,10 +14,18 @@ size_t at(int row, int cols, int col = 0) {
     return static_cast<size_t>(row) * static_cast<size_t>(cols) + static_cast<size_t>(col);
 }
 
-// int8 x int8 -> int32. With x in 16-bit lanes this becomes a multiply-add of pairs (pmaddwd, smlal).
-int32_t dot(const int8_t *MI_RESTRICT w /* [n] */, const int16_t *MI_RESTRICT x /* [n] */, int n) {
+int32_t dot(const int8_t *MI_RESTRICT w /* [n] */, const int8_t *MI_RESTRICT x /* [n] */, int n) {
     int32_t sum = 0;
     for (int i = 0; i < n; ++i) sum += w[i] * x[i];
+    return sum;
+}
+
+// Of packed ternary weights. Beyond n both the codes and x are zero.
+int32_t dot_ternary(const uint8_t *MI_RESTRICT w /* [ceil(n/4)] */, const int8_t *MI_RESTRICT x /* [padded(n)] */,
+                    int n) {
+    int32_t sum = 0;
+    for (int i = 0; i < n; i += 4, ++w)
+        for (int k = 0; k < 4; ++k) sum += ((*w >> 2 * k & 1) - (*w >> (2 * k + 1) & 1)) * x[i + k];
     return sum;
 }
 
@@ -32,17 +39,17 @@ struct LiteralStep {
 // One head. `Step` is the recurrence, a type so that its loop has no call and no choice inside.
 template <class Step>
 void scan_head(Step step, int m, int k, int skip, int head_dim, int d_state, const int16_t *MI_RESTRICT x /* [P] */,
-               const int32_t *MI_RESTRICT B /* [N] Q9 */, const int32_t *MI_RESTRICT C /* [N] */,
-               int32_t *MI_RESTRICT h /* [P, N] */, int16_t *MI_RESTRICT y /* [P] */) {
-    for (int p = 0; p < head_dim; ++p) {
-        int32_t *MI_RESTRICT row = h + p * d_state;
-        int32_t sum = 0;
-        for (int n = 0; n < d_state; ++n) {
-            row[n] = step(row[n], x[p] * B[n], m, k);
-            sum += C[n] * row[n];
+               const int16_t *MI_RESTRICT B /* [N] */, const int16_t *MI_RESTRICT C /* [N] */,
+               int32_t *MI_RESTRICT h /* [N, P] */, int16_t *MI_RESTRICT y /* [P] */) {
+    int32_t sum[256] = {};  // head_dim <= 256
+    for (int n = 0; n < d_state; ++n, h += head_dim) {
+        const int32_t wide_B = B[n] * 64, wide_C = C[n];  // v = (x B) << 6 takes its shift here
+        for (int p = 0; p < head_dim; ++p) {
+            h[p] = step(h[p], x[p] * wide_B, m, k);
+            sum[p] += wide_C * h[p];
         }
-        y[p] = static_cast<int16_t>(scan_output(sum, skip, x[p]));
     }
+    for (int p = 0; p < head_dim; ++p) y[p] = static_cast<int16_t>(scan_output(sum[p], skip, x[p]));
 }
 
 // The butterfly of the transform: 45 degrees, so that (u, v) becomes (u - v, u + v) / sqrt 2.
@@ -67,7 +74,7 @@ void embed(const int8_t *e, int embed_mul, int d, int32_t *r) {
 }
 
 NormScale norm(const int32_t *MI_RESTRICT x, const int8_t *MI_RESTRICT g, int d, int mantissa_bits,
-               int16_t *MI_RESTRICT out) {
+               int8_t *MI_RESTRICT out) {
     uint64_t S = norm_epsilon;
     for (int i = 0; i < d; ++i) {
         // Of unsigned numbers the 32 x 32 -> 64 product is cheap on every machine.
@@ -76,26 +83,26 @@ NormScale norm(const int32_t *MI_RESTRICT x, const int8_t *MI_RESTRICT g, int d,
     }
     const int j = norm_shift(S), shift = norm_out_shift(d);
     const int32_t mu = norm_mantissa(S, j, mantissa_bits);
-    for (int i = 0; i < d; ++i) out[i] = static_cast<int16_t>(norm_element(x[i], g[i], j, mu, shift));
+    for (int i = 0; i < d; ++i) out[i] = static_cast<int8_t>(norm_element(x[i], g[i], j, mu, shift));
     return {j, mu};
 }
 
-void linear(const Linear &p, const int16_t *x, int tokens, int16_t *out) {
-    const int8_t *w = p.weight;
-    for (int o = 0; o < p.rows; ++o, w += p.cols)
-        for (int t = 0; t < tokens; ++t)
-            out[at(t, p.rows, o)] =
-                static_cast<int16_t>(requantise(dot(w, x + at(t, p.cols), p.cols), p.mul[o], p.shift));
+void linear(const Linear &p, int first, int last, const int8_t *x, int tokens, int16_t *out) {
+    const int stride = padded(p.cols), packed = (p.cols + 3) >> 2;
+    for (int o = first; o < last; ++o)
+        for (int t = 0; t < tokens; ++t) {
+            const int8_t *row = x + at(t, stride);
+            const int32_t sum = p.ternary
+                                    ? dot_ternary(static_cast<const uint8_t *>(p.weight) + at(o, packed), row, p.cols)
+                                    : dot(static_cast<const int8_t *>(p.weight) + at(o, p.cols), row, p.cols);
+            out[at(t, p.rows, o)] = static_cast<int16_t>(requantise(sum, p.mul[o], p.shift));
+        }
 }
 
-void conv(const Layer &layer, int channels, int16_t *past, const int16_t *now, int16_t *out) {
-    const int16_t *p0 = past, *p1 = p0 + channels, *p2 = p1 + channels;  // [channels] each, oldest first
-    const int8_t *w = layer.conv_weight;
-    for (int c = 0; c < channels; ++c)
-        out[c] = static_cast<int16_t>(conv4(p0[c], p1[c], p2[c], now[c], w + 4 * c, layer.conv_bias[c]));
-    const size_t row = static_cast<size_t>(channels) * sizeof *past;
-    std::memmove(past, past + channels, 2 * row);
-    std::memcpy(past + 2 * channels, now, row);
+void conv(const int8_t *MI_RESTRICT w, const int16_t *MI_RESTRICT bias, const int16_t *const (&p)[4], int n,
+          int16_t *MI_RESTRICT out) {
+    const int16_t *p0 = p[0], *p1 = p[1], *p2 = p[2], *p3 = p[3];
+    for (int c = 0; c < n; ++c) out[c] = static_cast<int16_t>(conv4(p0[c], p1[c], p2[c], p3[c], w + 4 * c, bias[c]));
 }
 
 void activate(Activation form, const int16_t *c, int n, int q, int bits, int16_t *out) {
@@ -146,16 +153,14 @@ void cayley_transform_inverse(int32_t *re, int32_t *im, int m) {
 
 void scan(const Layer &layer, const ScanShape &shape, const int16_t *x, const int16_t *B, const int16_t *C,
           const int16_t *dt, int32_t *h, int32_t *m, int16_t *y) {
-    const auto [heads, head_dim, d_state, form] = shape;
-    int32_t wide_B[64], wide_C[64];  // d_state <= 64; v = (x B) << 6 takes its shift here
-    for (int n = 0; n < d_state; ++n) wide_B[n] = B[n] * 64, wide_C[n] = C[n];
+    const auto [first, heads, head_dim, d_state, form] = shape;
     for (int i = 0; i < heads; ++i) {
-        const int k = layer.scan_k[i], skip = layer.scan_skip[i];
-        m[i] = scan_share(form, dt[i], layer.scan_A[i], layer.scan_base[i], k);
+        const int head = first + i, k = layer.scan_k[head], skip = layer.scan_skip[head];
+        m[i] = scan_share(form, dt[i], layer.scan_A[head], layer.scan_base[head], k);
         if (form == Scan::convex)
-            scan_head(ConvexStep{}, m[i], k, skip, head_dim, d_state, x, wide_B, wide_C, h, y);
+            scan_head(ConvexStep{}, m[i], k, skip, head_dim, d_state, x, B, C, h, y);
         else
-            scan_head(LiteralStep{}, m[i], k, skip, head_dim, d_state, x, wide_B, wide_C, h, y);
+            scan_head(LiteralStep{}, m[i], k, skip, head_dim, d_state, x, B, C, h, y);
         x += head_dim, y += head_dim, h += head_dim * d_state;
     }
 }
@@ -168,9 +173,9 @@ void add(const int16_t *MI_RESTRICT x, int n, int32_t *MI_RESTRICT r) {
     for (int i = 0; i < n; ++i) r[i] = sat<18>(r[i] + x[i]);
 }
 
-void logits(const int8_t *e, const int16_t *u, int vocab_size, int d, int tokens, int32_t *out) {
-    for (int v = 0; v < vocab_size; ++v, e += d)
-        for (int t = 0; t < tokens; ++t) out[at(t, vocab_size, v)] = dot(e, u + at(t, d), d);
+void logits(const int8_t *e, int d, int first, int last, const int8_t *u, int tokens, int32_t *const *out) {
+    for (int v = first; v < last; ++v)
+        for (int t = 0; t < tokens; ++t) out[t][v] = dot(e + at(v, d), u + at(t, padded(d)), d);
 }
 
 }  // namespace mi::ops

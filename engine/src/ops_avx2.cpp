@@ -1,8 +1,4 @@
 // The operations of ops.hpp in AVX2, bit for bit those of ops.cpp.
-//
-// Integer instructions only. Every function here carries the target itself, so that this file needs no flags of its own
-// and the inline functions that it shares with other files are compiled for the baseline, whichever copy the linker
-// keeps.
 #include "kernels.hpp"
 
 #if defined(__x86_64__)
@@ -12,376 +8,292 @@
 #include <algorithm>
 #include <cstring>
 
-#define MI_AVX2 __attribute__((target("avx2")))
+#define MI_TARGET __attribute__((target("avx2")))
 
 namespace mi::ops {
 namespace {
 
 // ---- Lanes ----------------------------------------------------------------------------------------------------------
 
-MI_AVX2 inline __m256i load(const void *p) { return _mm256_loadu_si256(static_cast<const __m256i *>(p)); }
-MI_AVX2 inline void store(void *p, __m256i v) { _mm256_storeu_si256(static_cast<__m256i *>(p), v); }
-MI_AVX2 inline __m128i load_half(const void *p) { return _mm_loadu_si128(static_cast<const __m128i *>(p)); }
-MI_AVX2 inline void store_half(void *p, __m128i v) { _mm_storeu_si128(static_cast<__m128i *>(p), v); }
+using Lanes = __m256i;
+constexpr int lanes = 8;
 
-// Eight int16 or int8 as eight int32.
-MI_AVX2 inline __m256i load_int16(const int16_t *p) { return _mm256_cvtepi16_epi32(load_half(p)); }
-MI_AVX2 inline __m256i load_int8(const int8_t *p) {
+MI_TARGET inline Lanes load_bytes(const void *p) { return _mm256_loadu_si256(static_cast<const __m256i *>(p)); }
+MI_TARGET inline void store_bytes(void *p, Lanes v) { _mm256_storeu_si256(static_cast<__m256i *>(p), v); }
+MI_TARGET inline Lanes load(const int32_t *p) { return load_bytes(p); }
+MI_TARGET inline Lanes load(const int16_t *p) {
+    return _mm256_cvtepi16_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i *>(p)));
+}
+MI_TARGET inline Lanes load(const int8_t *p) {
     return _mm256_cvtepi8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i *>(p)));
 }
-// And back; they are in range.
-MI_AVX2 inline void store_int16(int16_t *p, __m256i v) {
-    store_half(p, _mm_packs_epi32(_mm256_castsi256_si128(v), _mm256_extracti128_si256(v, 1)));
+MI_TARGET inline __m128i narrow(Lanes v) {
+    return _mm_packs_epi32(_mm256_castsi256_si128(v), _mm256_extracti128_si256(v, 1));
+}
+MI_TARGET inline void store(int32_t *p, Lanes v) { store_bytes(p, v); }
+MI_TARGET inline void store(int16_t *p, Lanes v) { _mm_storeu_si128(reinterpret_cast<__m128i *>(p), narrow(v)); }
+MI_TARGET inline void store(int8_t *p, Lanes v) {
+    const __m128i half = narrow(v);
+    _mm_storel_epi64(reinterpret_cast<__m128i *>(p), _mm_packs_epi16(half, half));
 }
 
-MI_AVX2 inline __m256i clamp(__m256i v, __m256i low, __m256i high) {
-    return _mm256_min_epi32(_mm256_max_epi32(v, low), high);
-}
-MI_AVX2 inline __m256i sat(__m256i v, int bits) {
-    const int32_t top = (1 << (bits - 1)) - 1;
-    return clamp(v, _mm256_set1_epi32(-top), _mm256_set1_epi32(top));
-}
+MI_TARGET inline Lanes set1(int32_t v) { return _mm256_set1_epi32(v); }
+MI_TARGET inline Lanes add(Lanes a, Lanes b) { return _mm256_add_epi32(a, b); }
+MI_TARGET inline Lanes sub(Lanes a, Lanes b) { return _mm256_sub_epi32(a, b); }
+MI_TARGET inline Lanes mul(Lanes a, Lanes b) { return _mm256_mullo_epi32(a, b); }
+MI_TARGET inline Lanes min(Lanes a, Lanes b) { return _mm256_min_epi32(a, b); }
+MI_TARGET inline Lanes max(Lanes a, Lanes b) { return _mm256_max_epi32(a, b); }
 
-// rshift of arith.hpp, all lanes by the same number.
+// A multiply-add of pairs whose upper halves are multiplied by zero: quicker than a product of 32 bits.
+using Small = Lanes;
+MI_TARGET inline Small small(int32_t b) { return set1(b & 0xffff); }
+MI_TARGET inline Lanes mul_small(Lanes a, Small b) { return _mm256_madd_epi16(a, b); }
+
+template <int n>
+MI_TARGET inline Lanes left(Lanes v) {
+    return _mm256_slli_epi32(v, n);
+}
+template <int n>
+MI_TARGET inline Lanes right(Lanes v) {
+    return _mm256_srai_epi32(v, n);
+}
+MI_TARGET inline Lanes right_by(Lanes v, Lanes n) { return _mm256_srav_epi32(v, n); }
+MI_TARGET inline Lanes right_logical_by(Lanes v, Lanes n) { return _mm256_srlv_epi32(v, n); }
+
 class Rshift {
   public:
-    MI_AVX2 explicit Rshift(int s) : half_(_mm256_set1_epi32((1 << s) >> 1)), count_(_mm_cvtsi32_si128(s)) {}
-    MI_AVX2 __m256i operator()(__m256i v) const { return _mm256_sra_epi32(_mm256_add_epi32(v, half_), count_); }
+    MI_TARGET explicit Rshift(int s) : half_(set1((1 << s) >> 1)), count_(_mm_cvtsi32_si128(s)) {}
+    MI_TARGET Lanes operator()(Lanes v) const { return _mm256_sra_epi32(add(v, half_), count_); }
 
   private:
-    __m256i half_;
+    Lanes half_;
     __m128i count_;
 };
 
+MI_TARGET inline Lanes high_product(Lanes a, Lanes b) { return _mm256_mulhi_epu16(a, b); }
+MI_TARGET inline Lanes half_log2(Lanes v) {
+    Lanes j = set1(9);
+#pragma GCC unroll 6
+    for (int bit = 20; bit <= 30; bit += 2)  // a comparison gives -1
+        j = sub(j, _mm256_cmpgt_epi32(v, set1((1 << bit) - 1)));
+    return j;
+}
+MI_TARGET inline Lanes less_if_above(Lanes a, Lanes x, Lanes y) { return add(a, _mm256_cmpgt_epi32(x, y)); }
+
+MI_TARGET inline uint64_t square_sum(const int32_t *x, int n) {
+    Lanes even = _mm256_setzero_si256(), odd = even;
+    for (int i = 0; i < n; i += lanes) {
+        const Lanes a = load(x + i), b = _mm256_srli_epi64(a, 32);
+        even = _mm256_add_epi64(even, _mm256_mul_epi32(a, a));
+        odd = _mm256_add_epi64(odd, _mm256_mul_epi32(b, b));
+    }
+    uint64_t parts[4], sum = 0;
+    store_bytes(parts, _mm256_add_epi64(even, odd));
+    for (uint64_t part : parts) sum += part;
+    return sum;
+}
+
+#include "simd.hpp"
+
+// ---- §5 BitLinear and §9 logits -------------------------------------------------------------------------------------
+
+constexpr int block = 32;        // bytes in a register
+constexpr int most_cols = 8192;  // FORMAT.md's limit
+
 // The sums of the lanes of eight vectors, in order.
-MI_AVX2 inline __m256i sums(const __m256i (&a)[8]) {
-    const __m256i low =
+MI_TARGET inline Lanes sums(const Lanes (&a)[8]) {
+    const Lanes low =
         _mm256_hadd_epi32(_mm256_hadd_epi32(a[0], a[1]), _mm256_hadd_epi32(a[2], a[3]));  // two halves of 0 ... 3
-    const __m256i high =
+    const Lanes high =
         _mm256_hadd_epi32(_mm256_hadd_epi32(a[4], a[5]), _mm256_hadd_epi32(a[6], a[7]));  // two halves of 4 ... 7
     return _mm256_add_epi32(_mm256_permute2x128_si256(low, high, 0x20), _mm256_permute2x128_si256(low, high, 0x31));
 }
 
-// ---- §5 BitLinear and §9 logits -------------------------------------------------------------------------------------
-
-constexpr int block = 32;         // weights in a register
-constexpr int scratch = 1 << 16;  // bytes for the activations of as many tokens as fit; a row is at most 8192
-
-int padded(int n) { return (n + block - 1) & -block; }
-
-// Activations as int8. What is left after the last whole block moves to the end of a block of its own and zeros go before it:
-// against it lie the last 32 weights of a row, so that nothing is read beyond the row.
-MI_AVX2 void pack(const int16_t *x /* [n] */, int n, int8_t *out /* [padded(n)] */) {
-    const int whole = n & -block;
-    for (int i = 0; i < whole; i += block)
-        store(out + i, _mm256_permute4x64_epi64(_mm256_packs_epi16(load(x + i), load(x + i + 16)), 0xd8));
-    if (n == whole) return;
-    std::memset(out + whole, 0, block);
-    for (int i = whole; i < n; ++i) out[padded(n) - n + i] = static_cast<int8_t>(x[i]);
+// The last n < 32 bytes of a row, and zeros.
+MI_TARGET inline Lanes load_rest(const void *p, int n) {
+    int8_t bytes[block] = {};
+    std::memcpy(bytes, p, static_cast<size_t>(n));
+    return load_bytes(bytes);
 }
 
-// sum += w x, by 32 of one row. maddubs multiplies unsigned by signed bytes and adds pairs in 16 bits: |x| and w with the
-// sign of x, of which neither goes beyond 127, so a pair stays below 2 * 127^2 < 2^15 and nothing saturates.
-MI_AVX2 inline __m256i multiply_add(__m256i sum, __m256i w, __m256i x, __m256i magnitude) {
-    const __m256i pairs = _mm256_maddubs_epi16(magnitude, _mm256_sign_epi8(w, x));
-    return _mm256_add_epi32(sum, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)));
-}
+// Eight rows by one input at a time. Eight streams are more than a processor's own prefetcher follows, so with the first
+// input what lies `ahead` bytes further on is asked for; such a request never faults.
+constexpr int rows_at_once = 8;
 
-// Dot products of eight rows with one packed vector. Eight streams are more than the processor's own prefetcher follows, so
-// with `prefetch` the 8n bytes from the address `next` on are asked for, in order; such a request never faults.
-template <bool prefetch>
-MI_AVX2 inline __m256i dot8(const int8_t *const (&row)[8] /* [n] each */, const int8_t *x /* [padded(n)] */, int n,
-                            uintptr_t next) {
-    __m256i sum[8];
-    for (int r = 0; r < 8; ++r) sum[r] = _mm256_setzero_si256();
-    const int whole = n & -block;
-    for (int i = 0; i < whole; i += block) {
-        const __m256i v = load(x + i), magnitude = _mm256_abs_epi8(v);
-        if constexpr (prefetch) {
+struct Int8 {
+    const int8_t *weight;
+    int cols;
+
+    struct Input {
+        const int8_t *x;  // [padded(cols)]
+    };
+    static constexpr int input_bytes = 0;  // the input is used as it is
+    Input prepare(const int8_t *x, int8_t * /*scratch*/) const { return {x}; }
+
+    // sum += w x. maddubs multiplies unsigned by signed bytes and adds pairs in 16 bits: |x| and w with the sign of x, of
+    // which neither goes beyond 127, so a pair stays below 2 * 127^2 < 2^15 and nothing saturates.
+    MI_TARGET static inline Lanes multiply_add(Lanes sum, Lanes w, Lanes x, Lanes magnitude) {
+        const Lanes pairs = _mm256_maddubs_epi16(magnitude, _mm256_sign_epi8(w, x));
+        return add(sum, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)));
+    }
+
+    template <bool prefetch>
+    MI_TARGET inline Lanes dot8(const int (&o)[rows_at_once], Input in) const {
+        const size_t row_bytes = static_cast<size_t>(cols), ahead = std::max<size_t>(8 * row_bytes, 6144);
+        const int8_t *row[8];
+        for (int r = 0; r < 8; ++r) row[r] = weight + static_cast<size_t>(o[r]) * row_bytes;
+        uintptr_t next = reinterpret_cast<uintptr_t>(row[0]) + ahead;
+        Lanes sum[8];
+        for (int r = 0; r < 8; ++r) sum[r] = _mm256_setzero_si256();
+        int i = 0;
+        for (; i + block <= cols; i += block) {
+            const Lanes v = load_bytes(in.x + i), magnitude = _mm256_abs_epi8(v);
+            if constexpr (prefetch) {
 #pragma GCC unroll 4
-            for (int line = 0; line < 8 * block; line += 64)
-                _mm_prefetch(reinterpret_cast<const char *>(next) + line, _MM_HINT_T0);
-            next += 8 * block;
-        }
-#pragma GCC unroll 8
-        for (int r = 0; r < 8; ++r) sum[r] = multiply_add(sum[r], load(row[r] + i), v, magnitude);
-    }
-    if (n > whole) {
-        const __m256i v = load(x + whole), magnitude = _mm256_abs_epi8(v);
-        for (int r = 0; r < 8; ++r) {
-            if (n >= block) {
-                sum[r] = multiply_add(sum[r], load(row[r] + n - block), v, magnitude);
-            } else {
-                int8_t w[block] = {};
-                std::memcpy(w + block - n, row[r], static_cast<size_t>(n));
-                sum[r] = multiply_add(sum[r], load(w), v, magnitude);
+                for (int line = 0; line < 8 * block; line += 64)
+                    _mm_prefetch(reinterpret_cast<const char *>(next) + line, _MM_HINT_T0);
+                next += 8 * block;
             }
+#pragma GCC unroll 8
+            for (int r = 0; r < 8; ++r) sum[r] = multiply_add(sum[r], load_bytes(row[r] + i), v, magnitude);
         }
+        if (i < cols) {
+            const Lanes v = load_bytes(in.x + i), magnitude = _mm256_abs_epi8(v);
+            for (int r = 0; r < 8; ++r) sum[r] = multiply_add(sum[r], load_rest(row[r] + i, cols - i), v, magnitude);
+        }
+        return sums(sum);
     }
-    return sums(sum);
-}
+};
 
-// Eight results at a time; of the last ones, rows that do not exist are computed as the last row and left out.
+struct Ternary {
+    const uint8_t *weight;
+    int cols;
+
+    // The input in four planes, as a byte has its weights: plane k holds elements k, k + 4, k + 8, ...
+    struct Input {
+        const int8_t *plane[4];  // [padded(ceil(cols/4))]
+        Lanes correction;        // the sum of the input: the weights are taken as w + 1
+    };
+    static constexpr int input_bytes = most_cols + 4 * 64;
+    MI_TARGET Input prepare(const int8_t *x, int8_t *scratch) const {
+        const int quarter = (cols + 3) >> 2, bytes = padded(quarter);
+        std::memset(scratch, 0, static_cast<size_t>(4 * bytes));
+        int32_t sum = 0;
+        for (int i = 0; i < quarter; ++i)
+            for (int k = 0; k < 4; ++k) scratch[k * bytes + i] = x[4 * i + k], sum += x[4 * i + k];
+        return {{scratch, scratch + bytes, scratch + 2 * bytes, scratch + 3 * bytes}, set1(sum)};
+    }
+
+    // Codes 0, 1, 2 become w + 1 = 1, 2, 0: the low bit is set if neither bit of the code is, the high one if the low is.
+    MI_TARGET static inline Lanes unsigned_weights(Lanes v) {
+        const Lanes low = _mm256_set1_epi8(0x55);
+        const Lanes neither = _mm256_andnot_si256(_mm256_or_si256(v, _mm256_srli_epi16(v, 1)), low);
+        return _mm256_or_si256(neither, _mm256_slli_epi16(_mm256_and_si256(v, low), 1));
+    }
+
+    // Pairs of products, each at most 2 * 2 * 127 = 508, are added in 16 bits: 64 of them fit, of sixteen registers of codes.
+    static constexpr int folds = 16 * block;
+
+    template <bool /*prefetch: a row is short*/>
+    MI_TARGET inline Lanes dot8(const int (&o)[rows_at_once], const Input &in) const {
+        const int bytes = (cols + 3) >> 2;
+        const Lanes two_bits = _mm256_set1_epi8(3), ones = _mm256_set1_epi16(1);
+        Lanes sum[8];
+        for (int r = 0; r < 8; ++r) {
+            const uint8_t *row = weight + static_cast<size_t>(o[r]) * static_cast<size_t>(bytes);
+            Lanes wide = _mm256_setzero_si256();
+            for (int begin = 0; begin < bytes; begin += folds) {
+                Lanes a = _mm256_setzero_si256(), b = a;
+                const int end = std::min(begin + folds, bytes);
+                for (int i = begin; i < end; i += block) {
+                    const Lanes v =
+                        unsigned_weights(end - i >= block ? load_bytes(row + i) : load_rest(row + i, end - i));
+                    const Lanes w0 = _mm256_and_si256(v, two_bits),
+                                w1 = _mm256_and_si256(_mm256_srli_epi16(v, 2), two_bits),
+                                w2 = _mm256_and_si256(_mm256_srli_epi16(v, 4), two_bits),
+                                w3 = _mm256_and_si256(_mm256_srli_epi16(v, 6), two_bits);
+                    a = _mm256_add_epi16(a, _mm256_maddubs_epi16(w0, load_bytes(in.plane[0] + i)));
+                    b = _mm256_add_epi16(b, _mm256_maddubs_epi16(w1, load_bytes(in.plane[1] + i)));
+                    a = _mm256_add_epi16(a, _mm256_maddubs_epi16(w2, load_bytes(in.plane[2] + i)));
+                    b = _mm256_add_epi16(b, _mm256_maddubs_epi16(w3, load_bytes(in.plane[3] + i)));
+                }
+                wide = add(wide, add(_mm256_madd_epi16(a, ones), _mm256_madd_epi16(b, ones)));
+            }
+            sum[r] = wide;
+        }
+        return sub(sums(sum), in.correction);
+    }
+};
+
+// Eight results of one input, of which the first n are wanted.
 struct RequantiseTo {  // int16 Q8
     const int16_t *mul;
     Rshift rshift;
     int16_t *out;
+    int rows;
 
-    MI_AVX2 void put(size_t at, int o, int n, __m256i sum) const {
+    MI_TARGET void put(int t, int o, int n, Lanes sum) const {
+        int16_t *to = out + static_cast<size_t>(t) * static_cast<size_t>(rows) + o;
+        if (n == 8) return store(to, finish(sum, load(mul + o)));
         int16_t m[8] = {}, result[8];
-        if (n == 8) {
-            store_int16(out + at, finish(sum, load_int16(mul + o)));
-        } else {
-            std::copy_n(mul + o, n, m);
-            store_int16(result, finish(sum, load_int16(m)));
-            std::copy_n(result, n, out + at);
-        }
+        std::copy_n(mul + o, n, m);
+        store(result, finish(sum, load(m)));
+        std::copy_n(result, n, to);
     }
-    MI_AVX2 __m256i finish(__m256i sum, __m256i m) const { return sat(rshift(_mm256_mullo_epi32(sum, m)), 16); }
+    MI_TARGET Lanes finish(Lanes sum, Lanes m) const { return sat(rshift(_mm256_mullo_epi32(sum, m)), 16); }
 };
 struct StoreTo {
-    int32_t *out;
+    int32_t *const *out;
 
-    MI_AVX2 void put(size_t at, int /*o*/, int n, __m256i sum) const {
-        if (n == 8) return store(out + at, sum);
+    MI_TARGET void put(int t, int o, int n, Lanes sum) const {
+        if (n == 8) return store(out[t] + o, sum);
         int32_t result[8];
         store(result, sum);
-        std::copy_n(result, n, out + at);
+        std::copy_n(result, n, out[t] + o);
     }
 };
 
-// Weights are read once for as many tokens as fit into the scratch: eight rows stay in the first cache for all of them.
-template <class To>
-MI_AVX2 void matrix(const int8_t *w /* [rows, cols] */, int rows, int cols, const int16_t *x /* [tokens, cols] */,
-                    int tokens, const To &to) {
-    alignas(32) int8_t packed[scratch];
-    const int stride = padded(cols);
-    const size_t row_bytes = static_cast<size_t>(cols), ahead = std::max<size_t>(8 * row_bytes, 6144);
-    int room = 0;  // tokens that fit
-    for (int used = stride; used <= scratch && room < tokens; used += stride) ++room;
-    for (int first = 0; first < tokens; first += room) {
-        const int n = std::min(room, tokens - first);
-        for (int t = 0; t < n; ++t) pack(x + static_cast<size_t>(first + t) * row_bytes, cols, packed + t * stride);
-        for (int o = 0; o < rows; o += 8) {
-            const int8_t *row[8];
-            for (int r = 0; r < 8; ++r) row[r] = w + static_cast<size_t>(std::min(o + r, rows - 1)) * row_bytes;
-            const uintptr_t next = reinterpret_cast<uintptr_t>(row[0]) + ahead;
-            size_t at = static_cast<size_t>(first) * static_cast<size_t>(rows) + static_cast<size_t>(o);
-            for (int t = 0; t < n; ++t, at += static_cast<size_t>(rows)) {
-                const int8_t *v = packed + t * stride;
-                to.put(at, o, std::min(8, rows - o),
-                       t == 0 ? dot8<true>(row, v, cols, next) : dot8<false>(row, v, cols, 0));
-            }
+// Weights are read once for some inputs: eight rows stay in the first cache for all of them.
+constexpr int inputs_at_once = 8;
+
+template <class Weights, class To>
+MI_TARGET void matrix(const Weights &w, int first, int last, const int8_t *x, int tokens, const To &to) {
+    alignas(64) int8_t scratch[inputs_at_once * Weights::input_bytes + 1];
+    typename Weights::Input in[inputs_at_once];
+    const size_t stride = static_cast<size_t>(padded(w.cols));
+    for (int t0 = 0; t0 < tokens; t0 += inputs_at_once) {
+        const int count = std::min(inputs_at_once, tokens - t0);
+        for (int t = 0; t < count; ++t)
+            in[t] = w.prepare(x + static_cast<size_t>(t0 + t) * stride, scratch + t * Weights::input_bytes);
+        for (int o = first; o < last; o += rows_at_once) {
+            int row
+                [rows_at_once];  // of the last ones, rows that do not exist are computed as the last row and left out
+            for (int r = 0; r < rows_at_once; ++r) row[r] = std::min(o + r, last - 1);
+            const int n = std::min(rows_at_once, last - o);
+            to.put(t0, o, n, w.template dot8<true>(row, in[0]));
+            for (int t = 1; t < count; ++t) to.put(t0 + t, o, n, w.template dot8<false>(row, in[t]));
         }
     }
 }
 
-MI_AVX2 void linear_avx2(const Linear &p, const int16_t *x, int tokens, int16_t *out) {
-    matrix(p.weight, p.rows, p.cols, x, tokens, RequantiseTo{p.mul, Rshift(p.shift), out});
+MI_TARGET void linear_avx2(const Linear &p, int first, int last, const int8_t *x, int tokens, int16_t *out) {
+    const RequantiseTo to{p.mul, Rshift(p.shift), out, p.rows};
+    if (p.ternary)
+        matrix(Ternary{static_cast<const uint8_t *>(p.weight), p.cols}, first, last, x, tokens, to);
+    else
+        matrix(Int8{static_cast<const int8_t *>(p.weight), p.cols}, first, last, x, tokens, to);
 }
 
-MI_AVX2 void logits_avx2(const int8_t *e, const int16_t *u, int vocab_size, int d, int tokens, int32_t *out) {
-    matrix(e, vocab_size, d, u, tokens, StoreTo{out});
-}
-
-// ---- §3 Activations -------------------------------------------------------------------------------------------------
-
-// What sigmoid12 and squareplus share: s = isqrt(v) of v = c^2 + 2^18, j = (bitlen(v) - 1) >> 1, and Y, within 3 * 10^-4
-// of 2^(16+j) / sqrt(v).
-//
-// Y comes from v scaled to 16 bits, U in [2^14, 2^16), by two of the three steps of arith.hpp, Y^2 U ~ 2^46. What a root
-// or quotient that Y gives leaves over is multiplied by Y once more; that brings it to the integer sought or one below, and
-// a comparison settles which. No product exceeds 32 bits. There are only 65,536 values of c, and test_kernels.cpp tries
-// them all.
-struct Roots {
-    __m256i s, j, Y;
-};
-
-// (rest / 2^4) Y / 2^(13+j) ~ rest / 2s.
-MI_AVX2 inline __m256i divide_rest(__m256i rest, __m256i j, __m256i Y) {
-    return _mm256_srav_epi32(_mm256_mullo_epi32(_mm256_srai_epi32(rest, 4), Y),
-                             _mm256_add_epi32(j, _mm256_set1_epi32(13)));
-}
-
-MI_AVX2 inline Roots roots(__m256i c) {
-    const __m256i v = _mm256_add_epi32(_mm256_mullo_epi32(c, c), _mm256_set1_epi32(1 << 18));  // < 2^31
-    __m256i j = _mm256_set1_epi32(9);
-#pragma GCC unroll 6
-    for (int bit = 20; bit <= 30; bit += 2)  // a comparison gives -1
-        j = _mm256_sub_epi32(j, _mm256_cmpgt_epi32(v, _mm256_set1_epi32((1 << bit) - 1)));
-    const __m256i U = _mm256_srlv_epi32(v, _mm256_sub_epi32(_mm256_add_epi32(j, j), _mm256_set1_epi32(14)));
-
-    __m256i Y = _mm256_sub_epi32(_mm256_set1_epi32(69884), _mm256_mulhi_epu16(U, _mm256_set1_epi32(39934)));
-#pragma GCC unroll 2
-    for (int step = 0; step < 2; ++step) {
-        const __m256i square = _mm256_mulhi_epu16(Y, Y);  // Y < 2^16
-        const __m256i rest = _mm256_sub_epi32(_mm256_set1_epi32(1 << 30), _mm256_mullo_epi32(U, square));
-        Y = _mm256_add_epi32(Y, _mm256_srai_epi32(_mm256_mullo_epi32(Y, _mm256_srai_epi32(rest, 15)), 16));
-    }
-    __m256i s = _mm256_srlv_epi32(_mm256_mullo_epi32(U, Y), _mm256_sub_epi32(_mm256_set1_epi32(30), j));
-    s = _mm256_add_epi32(s, divide_rest(_mm256_sub_epi32(v, _mm256_mullo_epi32(s, s)), j, Y));
-    const __m256i next = _mm256_add_epi32(s, _mm256_set1_epi32(1));  // s += (s + 1)^2 <= v
-    const __m256i too_large = _mm256_cmpgt_epi32(_mm256_mullo_epi32(next, next), v);
-    return {_mm256_add_epi32(next, too_large), j, Y};
-}
-
-MI_AVX2 inline __m256i sigmoid12(__m256i c) {
-    const auto [s, j, Y] = roots(c);
-    const __m256i sum = _mm256_add_epi32(s, c), twice = _mm256_add_epi32(s, s), target = _mm256_slli_epi32(sum, 12);
-    __m256i q = _mm256_srlv_epi32(_mm256_mullo_epi32(sum, Y), _mm256_add_epi32(j, _mm256_set1_epi32(5)));
-    q = _mm256_add_epi32(q, divide_rest(_mm256_sub_epi32(target, _mm256_mullo_epi32(q, twice)), j, Y));
-    const __m256i next = _mm256_add_epi32(q, _mm256_set1_epi32(1));  // q += (q + 1) * 2s <= (s + c) * 2^12
-    const __m256i too_large = _mm256_cmpgt_epi32(_mm256_mullo_epi32(next, twice), target);
-    return _mm256_add_epi32(next, too_large);
-}
-
-MI_AVX2 inline __m256i act(Activation form, __m256i c) {
-    if (form == Activation::silu) return _mm256_mullo_epi32(c, sigmoid12(c));
-    return _mm256_sub_epi32(_mm256_srai_epi32(_mm256_add_epi32(c, roots(c).s), 1), _mm256_set1_epi32(256));
-}
-
-MI_AVX2 void activate_avx2(Activation form, const int16_t *c, int n, int q, int bits, int16_t *out) {
-    const Rshift rshift(act_scale(form) - q);
-    int i = 0;
-    for (; i + 8 <= n; i += 8) store_int16(out + i, sat(rshift(act(form, load_int16(c + i))), bits));
-    if (i == n) return;
-    int16_t rest[8] = {};
-    std::copy_n(c + i, n - i, rest);
-    store_int16(rest, sat(rshift(act(form, load_int16(rest))), bits));
-    std::copy_n(rest, n - i, out + i);
-}
-
-// ---- §4 BitShift norm -----------------------------------------------------------------------------------------------
-
-MI_AVX2 NormScale norm_avx2(const int32_t *x, const int8_t *g, int d, int mantissa_bits, int16_t *out) {
-    const int whole = d & -8;
-    __m256i even = _mm256_setzero_si256(), odd = even;
-    for (int i = 0; i < whole; i += 8) {
-        const __m256i a = load(x + i), b = _mm256_srli_epi64(a, 32);
-        even = _mm256_add_epi64(even, _mm256_mul_epi32(a, a));
-        odd = _mm256_add_epi64(odd, _mm256_mul_epi32(b, b));
-    }
-    uint64_t parts[4], S = norm_epsilon;
-    store(parts, _mm256_add_epi64(even, odd));
-    for (uint64_t part : parts) S += part;
-    for (int i = whole; i < d; ++i) S += static_cast<uint64_t>(int64_t{x[i]} * x[i]);
-
-    const int j = norm_shift(S), shift = norm_out_shift(d);
-    const int32_t mu = norm_mantissa(S, j, mantissa_bits);
-    const Rshift by_j(j), by_shift(shift);
-    const __m256i mantissa = _mm256_set1_epi32(mu);
-    for (int i = 0; i < whole; i += 8) {
-        const __m256i n = by_j(_mm256_slli_epi32(load(x + i), 4));
-        const __m256i scale = _mm256_mullo_epi32(mantissa, load_int8(g + i));
-        store_int16(out + i, sat(by_shift(_mm256_mullo_epi32(n, scale)), 8));
-    }
-    for (int i = whole; i < d; ++i) out[i] = static_cast<int16_t>(norm_element(x[i], g[i], j, mu, shift));
-    return {j, mu};
-}
-
-// ---- §6 Convolution step --------------------------------------------------------------------------------------------
-
-MI_AVX2 void conv_avx2(const Layer &layer, int channels, int16_t *past, const int16_t *now, int16_t *out) {
-    const int16_t *p0 = past, *p1 = p0 + channels, *p2 = p1 + channels;
-    const int8_t *w = layer.conv_weight;
-    const Rshift rshift(6);
-    int c = 0;
-    for (; c + 8 <= channels; c += 8) {
-        const __m128i a = load_half(p0 + c), b = load_half(p1 + c), d = load_half(p2 + c), e = load_half(now + c);
-        const __m128i ab0 = _mm_unpacklo_epi16(a, b), ab4 = _mm_unpackhi_epi16(a, b);  // channels 0 ... 3 and 4 ... 7
-        const __m128i de0 = _mm_unpacklo_epi16(d, e), de4 = _mm_unpackhi_epi16(d, e);
-        // Four taps a channel, side by side: two channels a half, as the weights lie.
-        const __m256i taps0 = _mm256_set_m128i(_mm_unpackhi_epi32(ab0, de0), _mm_unpacklo_epi32(ab0, de0));
-        const __m256i taps4 = _mm256_set_m128i(_mm_unpackhi_epi32(ab4, de4), _mm_unpacklo_epi32(ab4, de4));
-        const __m256i sum0 = _mm256_madd_epi16(taps0, _mm256_cvtepi8_epi16(load_half(w + 4 * c)));
-        const __m256i sum4 = _mm256_madd_epi16(taps4, _mm256_cvtepi8_epi16(load_half(w + 4 * c + 16)));
-        const __m256i sum = _mm256_permute4x64_epi64(_mm256_hadd_epi32(sum0, sum4), 0xd8);
-        store_int16(out + c, sat(_mm256_add_epi32(rshift(sum), load_int16(layer.conv_bias + c)), 16));
-    }
-    for (; c < channels; ++c)
-        out[c] = static_cast<int16_t>(conv4(p0[c], p1[c], p2[c], now[c], w + 4 * c, layer.conv_bias[c]));
-    const size_t row = static_cast<size_t>(channels) * sizeof *past;
-    std::memmove(past, past + channels, 2 * row);
-    std::memcpy(past + 2 * channels, now, row);
-}
-
-// ---- §7 Selective scan ----------------------------------------------------------------------------------------------
-
-// One channel: its states move on, and its sum over them comes back, spread over the lanes.
-struct ConvexChannel {
-    Rshift rshift;
-    __m256i m;
-    int32_t share;
-    int k, d_state;
-
-    MI_AVX2 __m256i operator()(int32_t x, const int32_t *B, const int32_t *C, int32_t *h) const {
-        const __m256i wide_x = _mm256_set1_epi32(x);
-        __m256i sum = _mm256_setzero_si256();
-        int n = 0;
-        for (; n + 8 <= d_state; n += 8) {
-            const __m256i old = load(h + n), v = _mm256_mullo_epi32(wide_x, load(B + n));
-            const __m256i now = _mm256_add_epi32(old, rshift(_mm256_mullo_epi32(m, _mm256_sub_epi32(v, old))));
-            store(h + n, now);
-            sum = _mm256_add_epi32(sum, _mm256_mullo_epi32(load(C + n), now));
-        }
-        int32_t rest = 0;
-        for (; n < d_state; ++n) {
-            h[n] = scan_convex(h[n], x * B[n], share, k);
-            rest += C[n] * h[n];
-        }
-        return _mm256_add_epi32(sum, _mm256_castsi128_si256(_mm_cvtsi32_si128(rest)));
-    }
-};
-
-MI_AVX2 void scan_avx2(const Layer &layer, const ScanShape &shape, const int16_t *x, const int16_t *B, const int16_t *C,
-                       const int16_t *dt, int32_t *h, int32_t *m, int16_t *y) {
-    if (shape.form != Scan::convex) return ops::scan(layer, shape, x, B, C, dt, h, m, y);
-    const int P = shape.head_dim, N = shape.d_state;
-    alignas(32) int32_t wide_B[64], wide_C[64];  // d_state <= 64; v = (x B) << 6 takes its shift here
-    for (int n = 0; n < N; ++n) wide_B[n] = B[n] * 64, wide_C[n] = C[n];
-    const Rshift to_y(9);
-    for (int i = 0; i < shape.heads; ++i) {
-        const int k = layer.scan_k[i];
-        const int32_t skip = layer.scan_skip[i];
-        m[i] = scan_share(shape.form, dt[i], layer.scan_A[i], layer.scan_base[i], k);
-        const ConvexChannel channel{Rshift(k), _mm256_set1_epi32(m[i]), m[i], k, N};
-        int p = 0;
-        for (; p + 8 <= P; p += 8) {
-            __m256i sum[8];
-            for (int r = 0; r < 8; ++r) sum[r] = channel(x[p + r], wide_B, wide_C, h + (p + r) * N);
-            const __m256i through = _mm256_mullo_epi32(load_int16(x + p), _mm256_set1_epi32(skip * 64));
-            store_int16(y + p, sat(to_y(_mm256_add_epi32(sums(sum), through)), 16));
-        }
-        for (; p < P; ++p) {
-            int32_t lanes[8], sum = 0;
-            store(lanes, channel(x[p], wide_B, wide_C, h + p * N));
-            for (int32_t lane : lanes) sum += lane;
-            y[p] = static_cast<int16_t>(scan_output(sum, skip, x[p]));
-        }
-        x += P, y += P, h += P * N;
-    }
-}
-
-// ---- §8 One layer ---------------------------------------------------------------------------------------------------
-
-MI_AVX2 void gate_avx2(const int16_t *y, const int16_t *g, int n, int32_t *o) {
-    const Rshift rshift(6);
-    int i = 0;
-    for (; i + 8 <= n; i += 8) store(o + i, sat(rshift(_mm256_mullo_epi32(load_int16(y + i), load_int16(g + i))), 18));
-    for (; i < n; ++i) o[i] = gated(y[i], g[i]);
-}
-
-MI_AVX2 void add_avx2(const int16_t *x, int n, int32_t *r) {
-    int i = 0;
-    for (; i + 8 <= n; i += 8) store(r + i, sat(_mm256_add_epi32(load(r + i), load_int16(x + i)), 18));
-    for (; i < n; ++i) r[i] = mi::sat<18>(r[i] + x[i]);
+MI_TARGET void logits_avx2(const int8_t *e, int d, int first, int last, const int8_t *u, int tokens,
+                           int32_t *const *out) {
+    matrix(Int8{e, d}, first, last, u, tokens, StoreTo{out});
 }
 
 }  // namespace
 
 const Kernels *avx2_kernels() {
-    static constexpr Kernels kernels = {"avx2",    norm_avx2, linear_avx2, conv_avx2,  activate_avx2,
-                                        scan_avx2, gate_avx2, add_avx2,    logits_avx2};
+    static constexpr Kernels kernels = {"avx2",     norm_lanes, linear_avx2, conv_lanes, activate_lanes,
+                                        scan_lanes, gate_lanes, add_lanes,   logits_avx2};
     return &kernels;
 }
 

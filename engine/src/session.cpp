@@ -40,26 +40,32 @@ class SiteName {
     char *end_ = text_;
 };
 
+// Rows of a matrix that are worth another thread's while: 16 KiB of weights.
+int grain_of(int row_bytes) {
+    int rows = 16;
+    while (rows * row_bytes < 1 << 14) rows *= 2;
+    return rows;
+}
+
+int grain_of(const Linear &p) { return grain_of(p.ternary ? (p.cols + 3) >> 2 : p.cols); }
+
+// Heads that are computed together, at most 256 channels, so that all they need stays in the first cache.
+int heads_at_once(const Config &c) {
+    int heads = 1;
+    while (2 * heads <= c.n_heads && 2 * heads * c.head_dim <= 256) heads *= 2;
+    return heads;
+}
+
 }  // namespace
 
-Session::Session(const Model &model, const ops::Kernels &kernels) : model_(model), ops_(kernels) {
+// ---- A session ------------------------------------------------------------------------------------------------------
+
+Session::Session(const Model &model, const ops::Kernels &kernels, int rows)
+    : model_(model), pass_(model, kernels, rows) {
     const Config &c = model.config;
-    const int D = c.d_model, E = c.d_inner(), channels = c.d_conv(), T = batch;
-    state_.past.resize(elements(c.n_layers, 3, channels));
-    state_.h.resize(elements(c.n_layers, E, c.d_state));
-    r_.resize(elements(T, D));
-    u_.resize(elements(T, D));
-    z_xbc_dt_.resize(elements(T, c.d_in_proj()));
-    c_.resize(elements(channels));
-    xbc_.resize(elements(channels));
-    m_.resize(elements(c.n_heads));
-    y_.resize(elements(E));
-    g_.resize(elements(E));
-    o_.resize(elements(E));
-    v_.resize(elements(T, E));
-    out_.resize(elements(T, D));
-    logits_.resize(elements(c.vocab_size));
-    wide_.resize(elements(std::max(D, c.d_in_proj())));
+    state_.past.resize(elements(c.n_layers, 3, c.d_conv()));
+    state_.h.resize(elements(c.n_layers, c.d_inner(), c.d_state));
+    state_.logits.resize(elements(c.vocab_size));
 }
 
 void Session::reset() {
@@ -69,121 +75,241 @@ void Session::reset() {
 }
 
 void Session::feed(const uint32_t *tokens, size_t n, int32_t *all_logits) {
-    const size_t most = trace_ ? 1 : batch;  // a trace tells of one token after the other
-    while (n > 0) {
-        const size_t now = std::min(n, most);
-        const int count = static_cast<int>(now);
-        embed(tokens, count);
-        for (int l = 0; l < model_.config.n_layers; ++l) layer(l, count);
-        tokens += now, n -= now;
-        // Logits change nothing that follows: where nobody looks at them they are left out.
-        if (all_logits) {
-            read_out(0, count, all_logits);
-            all_logits += now * logits_.size();
-            std::copy(all_logits - logits_.size(), all_logits, logits_.begin());
-        } else if (trace_ || n == 0) {
-            read_out(count - 1, 1, logits_.data());
-        }
-        state_.position += now;
+    Feed feed{this, tokens, n, all_logits};
+    pass_.feed(&feed, 1);
+}
+
+// ---- A pass ---------------------------------------------------------------------------------------------------------
+
+Pass::Pass(const Model &model, const ops::Kernels &kernels, int rows)
+    : model_(model), ops_(kernels), pool_(std::make_unique<Pool>(1)), rows_(rows) {
+    const Config &c = model.config;
+    const int D = c.d_model, E = c.d_inner();
+    spans_.reserve(elements(rows));
+    scales_.resize(elements(rows));
+    wanted_.reserve(elements(rows));
+    targets_.reserve(elements(rows));
+    r_.resize(elements(rows, D));
+    u_.resize(elements(rows, ops::padded(D)));
+    z_xbc_dt_.resize(elements(rows, c.d_in_proj()));
+    b_c_.resize(elements(rows, 2 * c.d_state));
+    c_.resize(elements(c.d_conv()));
+    x_.resize(elements(E));
+    m_.resize(elements(c.n_heads));
+    y_.resize(elements(E));
+    g_.resize(elements(E));
+    o_.resize(elements(rows, E));
+    v_.resize(elements(rows, ops::padded(E)));
+    out_.resize(elements(rows, D));
+}
+
+void Pass::set_trace(TraceFn fn, void *user) {
+    const Config &c = model_.config;
+    if (fn) wide_.resize(elements(std::max({c.d_model, c.d_in_proj(), c.d_inner() * c.d_state})));
+    trace_ = fn, trace_user_ = user;
+}
+
+void Pass::feed(Feed *feeds, size_t count) {
+    while (const int n = gather(feeds, count)) {
+        trace(-1, "embed", r_.data(), model_.config.d_model);
+        for (int l = 0; l < model_.config.n_layers; ++l) layer(l, n);
+        read_out();
+        for (const Span &span : spans_) span.state->position += static_cast<uint64_t>(span.n);
     }
 }
 
-void Session::embed(const uint32_t *tokens, int n) {
+// Takes tokens of the feeds in their order, and notes which logits are wanted: all, or those of a feed's last token. Logits
+// change nothing that follows; where nobody looks at them they are left out.
+int Pass::gather(Feed *feeds, size_t count) {
     const Config &c = model_.config;
-    for (int t = 0; t < n; ++t)
-        ops::embed(model_.embedding + elements(static_cast<int>(tokens[t]), c.d_model), c.embed_mul, c.d_model,
-                   r_.data() + elements(t, c.d_model));
-    trace(-1, "embed", r_.data(), c.d_model);
+    const int most = trace_ ? 1 : rows_;  // a trace tells of one token after the other
+    int n = 0;
+    spans_.clear(), wanted_.clear(), targets_.clear();
+    for (Feed *feed = feeds; feed != feeds + count && n < most; ++feed) {
+        if (feed->n == 0) continue;
+        State &state = feed->session->state();
+        const int taken = static_cast<int>(std::min(feed->n, static_cast<size_t>(most - n)));
+        spans_.push_back({&state, n, taken});
+        for (int t = 0; t < taken; ++t, ++n) {
+            ops::embed(model_.embedding + elements(static_cast<int>(feed->tokens[t]), c.d_model), c.embed_mul,
+                       c.d_model, r_.data() + elements(n, c.d_model));
+            const bool last = static_cast<size_t>(t) + 1 == feed->n;
+            if (!feed->all_logits && !last && !trace_) continue;
+            wanted_.push_back(n);
+            targets_.push_back(feed->all_logits ? feed->all_logits : state.logits.data());
+            if (feed->all_logits) feed->all_logits += state.logits.size();
+        }
+        feed->tokens += taken, feed->n -= static_cast<size_t>(taken);
+    }
+    return n;
 }
 
 // §8, line by line.
-void Session::layer(int l, int n) {
+void Pass::layer(int l, int n) {
     const Config &config = model_.config;
     const Layer &weights = model_.layers[static_cast<size_t>(l)];
-    const int D = config.d_model;
+    const int D = config.d_model, E = config.d_inner();
 
-    for (int t = 0; t < n; ++t) {
-        int16_t *u = u_.data() + elements(t, D);  // [D]
-        const ops::NormScale scale = ops_.norm(r_.data() + elements(t, D), weights.norm1, D, config.norm_mantissa, u);
-        trace_norm(l, "norm1", scale, u, D);
-    }
-    ops_.linear(weights.in_proj, u_.data(), n, z_xbc_dt_.data());
-    for (int t = 0; t < n; ++t) mix(l, t);
-    ops_.linear(weights.out_proj, v_.data(), n, out_.data());
+    pool_->split(n, 4, [&](int begin, int end) {
+        for (int t = begin; t < end; ++t)
+            scales_[static_cast<size_t>(t)] = ops_.norm(r_.data() + elements(t, D), weights.norm1, D,
+                                                        config.norm_mantissa, u_.data() + elements(t, ops::padded(D)));
+    });
+    trace_norm(l, "norm1", u_.data(), D);
+    pool_->split(config.d_in_proj(), grain_of(weights.in_proj),
+                 [&](int begin, int end) { ops_.linear(weights.in_proj, begin, end, u_.data(), n, z_xbc_dt_.data()); });
+    mix(l);
+    pool_->split(n, 4, [&](int begin, int end) {
+        for (int t = begin; t < end; ++t)
+            scales_[static_cast<size_t>(t)] = ops_.norm(o_.data() + elements(t, E), weights.norm2, E,
+                                                        config.norm_mantissa, v_.data() + elements(t, ops::padded(E)));
+    });
+    trace_norm(l, "norm2", v_.data(), E);
+    pool_->split(D, grain_of(weights.out_proj), [&](int begin, int end) {
+        ops_.linear(weights.out_proj, begin, end, v_.data(), n, out_.data());
+        for (int t = 0; t < n; ++t)
+            ops_.add(out_.data() + elements(t, D) + begin, end - begin, r_.data() + elements(t, D) + begin);
+    });
     trace(l, "out_proj", out_.data(), D);
-    ops_.add(out_.data(), n * D, r_.data());
     trace(l, "resid", r_.data(), D);
 }
 
-void Session::mix(int l, int t) {
+void Pass::mix(int l) {
+    const Config &config = model_.config;
+    const int E = config.d_inner(), N = config.d_state;
+    int16_t *c = c_.data() + E;  // [2N]
+    for (const Span &span : spans_) {
+        for (int t = 0; t < span.n; ++t) {
+            int16_t *B = b_c_.data() + elements(span.first + t, 2 * N);  // B and C at once: they lie side by side
+            convolve(l, span, t, E, 2 * N, c);
+            if (config.rotation) {
+                const uint64_t position = span.state->position + static_cast<uint64_t>(t);
+                ops_.activate(config.activation, c, 2 * N, 8, 16, B);
+                ops::rotate(position, N, B);
+                ops::rotate(position, N, B + N);
+            } else {
+                ops_.activate(config.activation, c, 2 * N, 3, 6, B);
+            }
+        }
+        move_on(l, span, E, 2 * N);
+    }
+    const int at_once = heads_at_once(config);
+    int parts = 0;
+    for (int head = 0; head < config.n_heads; head += at_once) ++parts;
+    pool_->run(parts, [&](int i) {
+        const int first = i * at_once;
+        mix_heads(l, first, std::min(at_once, config.n_heads - first));
+    });
+    if (trace_) trace_layer(l);
+}
+
+// One row after the other: what one writes, the next one's read from the nearest cache.
+void Pass::mix_heads(int l, int first, int heads) {
     const Config &config = model_.config;
     const Layer &weights = model_.layers[static_cast<size_t>(l)];
-    const int E = config.d_inner(), N = config.d_state, H = config.n_heads, channels = config.d_conv();
-
-    const int16_t *z = z_xbc_dt_.data() + elements(t, config.d_in_proj()), *xbc = z + E,
-                  *dt = xbc + channels;  // [E], [E+2N], [H]
-    trace(l, "in_proj", z, config.d_in_proj());
-
-    int16_t *past = state_.past.data() + elements(l, 3, channels);  // [3, E+2N]
-    ops_.conv(weights, channels, past, xbc, c_.data());
-    trace(l, "conv", c_.data(), channels);
-
-    int16_t *x = xbc_.data(), *B = x + E, *C = B + N;  // [E], [N], [N]
-    ops_.activate(config.activation, c_.data(), E, 5, 8, x);
-    if (config.rotation) {
-        const uint64_t position = state_.position + static_cast<uint64_t>(t);
-        ops_.activate(config.activation, c_.data() + E, 2 * N, 8, 16, B);  // B and C at once: they lie side by side
-        ops::rotate(position, N, B);
-        ops::rotate(position, N, C);
-    } else {
-        ops_.activate(config.activation, c_.data() + E, 2 * N, 3, 6, B);
+    const int E = config.d_inner(), N = config.d_state, H = config.n_heads, P = config.head_dim;
+    const int begin = first * P, n = heads * P;  // the channels
+    int16_t *c = c_.data() + begin, *x = x_.data() + begin, *y = y_.data() + begin, *g = g_.data() + begin;  // [n]
+    for (const Span &span : spans_) {
+        int32_t *h = span.state->h.data() + elements(l, E, N) + elements(begin, N);  // [heads, N, P]
+        for (int t = 0; t < span.n; ++t) {
+            const int row = span.first + t;
+            const int16_t *z = z_xbc_dt_.data() + elements(row, config.d_in_proj());
+            const int16_t *B = b_c_.data() + elements(row, 2 * N), *dt = z + config.d_in_proj() - H + first;
+            convolve(l, span, t, begin, n, c);
+            ops_.activate(config.activation, c, n, 5, 8, x);
+            ops_.scan(weights, {first, heads, P, N, config.scan}, x, B, B + N, dt, h, m_.data() + first, y);
+            ops_.activate(config.gate, z + begin, n, 8, 15, g);
+            ops_.gate(y, g, n, o_.data() + elements(row, E) + begin);
+        }
+        move_on(l, span, begin, n);
     }
-    trace(l, "x", x, E);
-    trace(l, "B", B, N);
-    trace(l, "C", C, N);
-
-    int32_t *h = state_.h.data() + elements(l, E, N);  // [H, P, N]
-    ops_.scan(weights, {H, config.head_dim, N, config.scan}, x, B, C, dt, h, m_.data(), y_.data());
-    trace(l, "m", m_.data(), H);
-    trace(l, "state", h, E * N);
-    trace(l, "y", y_.data(), E);
-
-    ops_.activate(config.gate, z, E, 8, 15, g_.data());
-    trace(l, "gate", g_.data(), E);
-    ops_.gate(y_.data(), g_.data(), E, o_.data());
-    trace(l, "gated", o_.data(), E);
-
-    int16_t *v = v_.data() + elements(t, E);  // [E]
-    const ops::NormScale scale = ops_.norm(o_.data(), weights.norm2, E, config.norm_mantissa, v);
-    trace_norm(l, "norm2", scale, v, E);
 }
 
-void Session::read_out(int first, int n, int32_t *out) {
+// Channels of row t of a span: the rows before it are there, and what came before the span is remembered.
+void Pass::convolve(int l, const Span &span, int t, int channel, int n, int16_t *out) {
+    const Config &config = model_.config;
+    const Layer &weights = model_.layers[static_cast<size_t>(l)];
+    const int channels = config.d_conv();
+    const int16_t *past = span.state->past.data() + elements(l, 3, channels) + channel;
+    const int16_t *xbc = z_xbc_dt_.data() + elements(span.first, config.d_in_proj()) + config.d_inner() + channel;
+    const auto input = [&](int i) { return i < 0 ? past + (3 + i) * channels : xbc + elements(i, config.d_in_proj()); };
+    const int16_t *const taps[4] = {input(t - 3), input(t - 2), input(t - 1), input(t)};
+    ops_.conv(weights.conv_weight + 4 * channel, weights.conv_bias + channel, taps, n, out);
+}
+
+void Pass::move_on(int l, const Span &span, int channel, int n) {
+    const Config &config = model_.config;
+    const int channels = config.d_conv();
+    int16_t *past = span.state->past.data() + elements(l, 3, channels) + channel;
+    const int16_t *xbc = z_xbc_dt_.data() + elements(span.first, config.d_in_proj()) + config.d_inner() + channel;
+    for (int j = 0; j < 3; ++j) {
+        const int i = span.n - 3 + j;  // the new j-th is the span's i-th, or one that was there before, further on
+        std::copy_n(i < 0 ? past + (3 + i) * channels : xbc + elements(i, config.d_in_proj()), n, past + j * channels);
+    }
+}
+
+void Pass::read_out() {
     const Config &c = model_.config;
-    for (int t = 0; t < n; ++t) {
-        int16_t *u = u_.data() + elements(t, c.d_model);  // [D]
-        const ops::NormScale scale =
-            ops_.norm(r_.data() + elements(first + t, c.d_model), model_.norm_f, c.d_model, c.norm_mantissa, u);
-        trace_norm(-1, "norm_f", scale, u, c.d_model);
-    }
-    ops_.logits(model_.embedding, u_.data(), c.vocab_size, c.d_model, n, out);
-    trace(-1, "logits", out, c.vocab_size);
+    const int n = static_cast<int>(wanted_.size()), D = c.d_model;
+    if (n == 0) return;
+    for (int i = 0; i < n; ++i)
+        scales_[static_cast<size_t>(i)] =
+            ops_.norm(r_.data() + elements(wanted_[static_cast<size_t>(i)], D), model_.norm_f, D, c.norm_mantissa,
+                      u_.data() + elements(i, ops::padded(D)));
+    trace_norm(-1, "norm_f", u_.data(), D);
+    pool_->split(c.vocab_size, grain_of(D), [&](int begin, int end) {
+        ops_.logits(model_.embedding, D, begin, end, u_.data(), n, targets_.data());
+    });
+    trace(-1, "logits", targets_[0], c.vocab_size);
+    // Where all were wanted, the last ones are also kept.
+    for (int i = 0; i < n; ++i)
+        for (const Span &span : spans_) {
+            int32_t *kept = span.state->logits.data();
+            if (wanted_[static_cast<size_t>(i)] == span.first + span.n - 1 && targets_[static_cast<size_t>(i)] != kept)
+                std::copy_n(targets_[static_cast<size_t>(i)], c.vocab_size, kept);
+        }
 }
 
-void Session::trace(int layer, const char *name, const int32_t *values, int count) {
-    if (trace_) trace_(trace_user_, state_.position, SiteName(layer, name).text(), values, elements(count));
+// ---- The trace ------------------------------------------------------------------------------------------------------
+
+// All between the projections, after it was computed: a trace is of one row, of which everything is still there.
+void Pass::trace_layer(int l) {
+    const Config &config = model_.config;
+    const int E = config.d_inner(), N = config.d_state, H = config.n_heads, P = config.head_dim;
+    trace(l, "in_proj", z_xbc_dt_.data(), config.d_in_proj());
+    trace(l, "conv", c_.data(), config.d_conv());
+    trace(l, "x", x_.data(), E);
+    trace(l, "B", b_c_.data(), N);
+    trace(l, "C", b_c_.data() + N, N);
+    trace(l, "m", m_.data(), H);
+    const int32_t *h = spans_[0].state->h.data() + elements(l, E, N);  // [H, N, P]; told as [H, P, N]
+    int32_t *told = wide_.data();
+    for (int i = 0; i < H; ++i, h += N * P)
+        for (int p = 0; p < P; ++p)
+            for (int n = 0; n < N; ++n) *told++ = h[n * P + p];
+    trace(l, "state", wide_.data(), E * N);
+    trace(l, "y", y_.data(), E);
+    trace(l, "gate", g_.data(), E);
+    trace(l, "gated", o_.data(), E);
 }
 
-void Session::trace(int layer, const char *name, const int16_t *values, int count) {
+void Pass::trace(int layer, const char *name, const int32_t *values, int count) {
+    if (trace_) trace_(trace_user_, spans_[0].state->position, SiteName(layer, name).text(), values, elements(count));
+}
+
+template <class Int>
+void Pass::trace(int layer, const char *name, const Int *values, int count) {
     if (!trace_) return;
     std::copy_n(values, count, wide_.data());
-    trace(layer, name, wide_.data(), count);
+    trace(layer, name, static_cast<const int32_t *>(wide_.data()), count);
 }
 
-void Session::trace_norm(int layer, const char *name, ops::NormScale scale, const int16_t *values, int count) {
+void Pass::trace_norm(int layer, const char *name, const int8_t *values, int count) {
     if (!trace_) return;
-    trace_(trace_user_, state_.position, SiteName(layer, name, ".j").text(), &scale.j, 1);
-    trace_(trace_user_, state_.position, SiteName(layer, name, ".mu").text(), &scale.mu, 1);
+    const uint64_t position = spans_[0].state->position;
+    trace_(trace_user_, position, SiteName(layer, name, ".j").text(), &scales_[0].j, 1);
+    trace_(trace_user_, position, SiteName(layer, name, ".mu").text(), &scales_[0].mu, 1);
     trace(layer, name, values, count);
 }
 

@@ -3,6 +3,12 @@
 #include <bit>
 #include <cstring>
 
+#include "cpu.hpp"
+
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
+
 namespace mi {
 namespace {
 
@@ -25,27 +31,71 @@ void store_be(uint8_t *p /* [4] */, uint32_t v) {
     for (int i = 0; i < 4; ++i) p[i] = static_cast<uint8_t>(v >> (24 - 8 * i));
 }
 
+void add_blocks(uint32_t *state /* [8] */, const uint8_t *bytes /* [64 n] */, size_t n) {
+    for (; n > 0; --n, bytes += 64) {
+        uint32_t w[64];
+        for (int i = 0; i < 16; ++i) w[i] = load_be(bytes + 4 * i);
+        for (int i = 16; i < 64; ++i) {
+            const uint32_t a = w[i - 15], b = w[i - 2];
+            w[i] = w[i - 16] + (std::rotr(a, 7) ^ std::rotr(a, 18) ^ (a >> 3)) + w[i - 7] +
+                   (std::rotr(b, 17) ^ std::rotr(b, 19) ^ (b >> 10));
+        }
+        uint32_t a = state[0], b = state[1], c = state[2], d = state[3], e = state[4], f = state[5], g = state[6],
+                 h = state[7];
+        for (int i = 0; i < 64; ++i) {
+            const uint32_t t1 = h + (std::rotr(e, 6) ^ std::rotr(e, 11) ^ std::rotr(e, 25)) + ((e & f) ^ (~e & g)) +
+                                round_constants[i] + w[i];
+            const uint32_t t2 = (std::rotr(a, 2) ^ std::rotr(a, 13) ^ std::rotr(a, 22)) + ((a & b) ^ (a & c) ^ (b & c));
+            h = g, g = f, f = e, e = d + t1;
+            d = c, c = b, b = a, a = t1 + t2;
+        }
+        const uint32_t sum[8] = {a, b, c, d, e, f, g, h};
+        for (int i = 0; i < 8; ++i) state[i] += sum[i];
+    }
+}
+
+#if defined(__x86_64__)
+
+// The same by the processor's own instructions, which hold the state as the words A B E F and C D G H, the first highest.
+__attribute__((target("sha,ssse3,sse4.1"))) void add_blocks_sha(uint32_t *state, const uint8_t *bytes, size_t n) {
+    const __m128i big_endian = _mm_set_epi64x(0x0c0d0e0f08090a0b, 0x0405060700010203);
+    __m128i *const words = reinterpret_cast<__m128i *>(state);
+    const __m128i cdab = _mm_shuffle_epi32(_mm_loadu_si128(words), 0xb1),
+                  efgh = _mm_shuffle_epi32(_mm_loadu_si128(words + 1), 0x1b);
+    __m128i abef = _mm_alignr_epi8(cdab, efgh, 8), cdgh = _mm_blend_epi16(efgh, cdab, 0xf0);
+    for (; n > 0; --n, bytes += 64) {
+        const __m128i abef_before = abef, cdgh_before = cdgh;
+        __m128i w[4];  // the next sixteen words of the message
+#pragma GCC unroll 4
+        for (int i = 0; i < 4; ++i)
+            w[i] = _mm_shuffle_epi8(_mm_loadu_si128(reinterpret_cast<const __m128i *>(bytes) + i), big_endian);
+#pragma GCC unroll 16
+        for (int i = 0; i < 16; ++i) {
+            const __m128i k = _mm_loadu_si128(reinterpret_cast<const __m128i *>(round_constants) + i);
+            __m128i &now = w[i & 3];
+            const __m128i in = _mm_add_epi32(now, k), last = w[(i + 3) & 3];
+            cdgh = _mm_sha256rnds2_epu32(cdgh, abef, in);
+            abef = _mm_sha256rnds2_epu32(abef, cdgh, _mm_shuffle_epi32(in, 0x0e));
+            const __m128i part =
+                _mm_add_epi32(_mm_sha256msg1_epu32(now, w[(i + 1) & 3]), _mm_alignr_epi8(last, w[(i + 2) & 3], 4));
+            now = _mm_sha256msg2_epu32(part, last);
+        }
+        abef = _mm_add_epi32(abef, abef_before), cdgh = _mm_add_epi32(cdgh, cdgh_before);
+    }
+    const __m128i feba = _mm_shuffle_epi32(abef, 0x1b), dchg = _mm_shuffle_epi32(cdgh, 0xb1);
+    _mm_storeu_si128(words, _mm_blend_epi16(feba, dchg, 0xf0));
+    _mm_storeu_si128(words + 1, _mm_alignr_epi8(dchg, feba, 8));
+}
+
+#endif
+
 }  // namespace
 
-void Sha256::block(const uint8_t *bytes) {
-    uint32_t w[64];
-    for (int i = 0; i < 16; ++i) w[i] = load_be(bytes + 4 * i);
-    for (int i = 16; i < 64; ++i) {
-        const uint32_t a = w[i - 15], b = w[i - 2];
-        w[i] = w[i - 16] + (std::rotr(a, 7) ^ std::rotr(a, 18) ^ (a >> 3)) + w[i - 7] +
-               (std::rotr(b, 17) ^ std::rotr(b, 19) ^ (b >> 10));
-    }
-    uint32_t a = state_[0], b = state_[1], c = state_[2], d = state_[3], e = state_[4], f = state_[5], g = state_[6],
-             h = state_[7];
-    for (int i = 0; i < 64; ++i) {
-        const uint32_t t1 = h + (std::rotr(e, 6) ^ std::rotr(e, 11) ^ std::rotr(e, 25)) + ((e & f) ^ (~e & g)) +
-                            round_constants[i] + w[i];
-        const uint32_t t2 = (std::rotr(a, 2) ^ std::rotr(a, 13) ^ std::rotr(a, 22)) + ((a & b) ^ (a & c) ^ (b & c));
-        h = g, g = f, f = e, e = d + t1;
-        d = c, c = b, b = a, a = t1 + t2;
-    }
-    const uint32_t sum[8] = {a, b, c, d, e, f, g, h};
-    for (int i = 0; i < 8; ++i) state_[i] += sum[i];
+void Sha256::blocks(const uint8_t *bytes, size_t n) {
+#if defined(__x86_64__)
+    if (cpu().sha) return add_blocks_sha(state_, bytes, n);
+#endif
+    add_blocks(state_, bytes, n);
 }
 
 void Sha256::update(const void *data, size_t size) {
@@ -57,11 +107,11 @@ void Sha256::update(const void *data, size_t size) {
         const size_t wanted = 64 - held, taken = size < wanted ? size : wanted;
         std::memcpy(tail_ + held, p, taken);
         if (taken < wanted) return;
-        block(tail_);
+        blocks(tail_, 1);
         p += taken, size -= taken;
     }
-    for (; size >= 64; p += 64, size -= 64) block(p);
-    std::memcpy(tail_, p, size);
+    blocks(p, size >> 6);
+    std::memcpy(tail_, p + (size & ~size_t{63}), size & 63);
 }
 
 Sha256::Digest Sha256::finish() {

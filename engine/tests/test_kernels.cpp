@@ -82,8 +82,7 @@ void test_activate(const Kernels &k, test::Random &random) {
 
 void test_norm(const Kernels &k, test::Random &random, int n, int shift, int how) {
     Values<int32_t> x(size(n), shift);
-    Values<int8_t> g(size(n), shift);
-    Values<int16_t> a(size(n), shift), b(size(n), shift);
+    Values<int8_t> g(size(n), shift), a(size(n), shift), b(size(n), shift);
     const int top = (1 << random.within(1, 17)) - 1;
     x.fill(random, how, -top, top), g.fill(random, random.within(0, 5), -127, 127);
     for (int mantissa : {0, 8}) {
@@ -93,46 +92,92 @@ void test_norm(const Kernels &k, test::Random &random, int n, int shift, int how
     }
 }
 
+// Rows as a matrix wants its inputs: zero beyond their elements.
+Values<int8_t> inputs(test::Random &random, int how, int tokens, int cols, int shift) {
+    const size_t stride = size(mi::ops::padded(cols));
+    Values<int8_t> x(size(tokens) * stride, shift);
+    x.fill(random, how, -127, 127);
+    for (size_t t = 0; t < size(tokens); ++t)
+        std::fill(x.data() + t * stride + size(cols), x.data() + (t + 1) * stride, int8_t{0});
+    return x;
+}
+
+// Some of the rows, and no others, are written.
+void compare_linear(const Kernels &k, test::Random &random, const mi::Linear &p, const Values<int8_t> &x, int tokens,
+                    int shift) {
+    const size_t n = size(tokens) * size(p.rows);
+    Values<int16_t> a(n, shift), b(n, shift + 1);
+    a.fill(random, 0, -5, 5), std::copy_n(a.data(), n, b.data());
+    const int first = random.within(0, p.rows - 1), last = random.within(first + 1, p.rows);
+    for (auto [begin, end] : {std::pair(first, last), std::pair(0, p.rows)}) {
+        scalar_kernels.linear(p, begin, end, x.data(), tokens, a.data());
+        k.linear(p, begin, end, x.data(), tokens, b.data());
+        CHECK(std::equal(a.data(), a.data() + n, b.data()));
+    }
+}
+
 void test_matrix(const Kernels &k, test::Random &random, int cols, int rows, int tokens, int shift, int how) {
     Values<int8_t> w(size(rows) * size(cols), shift);
-    Values<int16_t> x(size(tokens) * size(cols), shift), mul(size(rows), shift), a(size(tokens) * size(rows), shift),
-        b(size(tokens) * size(rows), shift + 1);
-    w.fill(random, how, -127, 127), x.fill(random, random.within(0, 4), -127, 127);
+    w.fill(random, how, -127, 127);
+    const Values<int8_t> x = inputs(random, random.within(0, 4), tokens, cols, shift);
     // As the loader has it: 127 * 127 * cols * mul + half < 2^30.
     int most = 255;
     while (most > 1 && int64_t{127} * 127 * cols * most + (1 << 23) >= 1 << 30) --most;
+    Values<int16_t> mul(size(rows), shift);
     mul.fill(random, 0, 1, most);
-    const mi::Linear p = {w.data(), mul.data(), rows, cols, random.within(0, 24)};
-    scalar_kernels.linear(p, x.data(), tokens, a.data());
-    k.linear(p, x.data(), tokens, b.data());
-    CHECK(std::equal(a.data(), a.data() + rows * tokens, b.data()));
+    compare_linear(k, random, {w.data(), mul.data(), rows, cols, random.within(0, 24), false}, x, tokens, shift);
 
-    Values<int32_t> c(size(tokens) * size(rows), shift), d(size(tokens) * size(rows), shift);
-    scalar_kernels.logits(w.data(), x.data(), rows, cols, tokens, c.data());
-    k.logits(w.data(), x.data(), rows, cols, tokens, d.data());
-    CHECK(c == d);
+    const size_t n = size(tokens) * size(rows);
+    Values<int32_t> c(n, shift), d(n, shift);
+    std::vector<int32_t *> to_c, to_d;
+    for (size_t t = 0; t < size(tokens); ++t)
+        to_c.push_back(c.data() + t * size(rows)), to_d.push_back(d.data() + t * size(rows));
+    const int first = random.within(0, rows - 1), last = random.within(first + 1, rows);
+    for (auto [begin, end] : {std::pair(first, last), std::pair(0, rows)}) {
+        scalar_kernels.logits(w.data(), cols, begin, end, x.data(), tokens, to_c.data());
+        k.logits(w.data(), cols, begin, end, x.data(), tokens, to_d.data());
+        CHECK(c == d);
+    }
+}
+
+void test_ternary(const Kernels &k, test::Random &random, int cols, int rows, int tokens, int shift, int how) {
+    // Codes 0, 1, 2; the extremes are all +1, all -1, and both in turn.
+    const int stride = (cols + 3) >> 2;
+    Values<uint8_t> w(size(rows) * size(stride), shift);
+    for (int o = 0; o < rows; ++o)
+        for (int i = 0; i < cols; ++i) {
+            const int code = how == 0   ? random.within(0, 2)
+                             : how == 1 ? 1
+                             : how == 2 ? 2
+                             : how == 3 ? 1 + (i & 1)
+                             : how == 4 ? random.within(1, 2)
+                                        : 0;
+            uint8_t &byte = w[size(o) * size(stride) + size(i >> 2)];
+            byte = static_cast<uint8_t>(byte | code << 2 * (i & 3));
+        }
+    const Values<int8_t> x = inputs(random, random.within(0, 4), tokens, cols, shift);
+    Values<int16_t> mul(size(rows), shift);
+    mul.fill(random, 0, 1, 255);
+    compare_linear(k, random, {w.data(), mul.data(), rows, cols, random.within(0, 24), true}, x, tokens, shift);
 }
 
 void test_conv(const Kernels &k, test::Random &random, int n, int shift, int how) {
-    Values<int16_t> past(3 * size(n), shift), now(size(n), shift), bias(size(n), shift), a(size(n), shift),
-        b(size(n), shift);
+    Values<int16_t> p(4 * size(n), shift), bias(size(n), shift), a(size(n), shift), b(size(n), shift);
     Values<int8_t> w(4 * size(n), shift);
-    past.fill(random, how, -32767, 32767), now.fill(random, how, -32767, 32767);
+    p.fill(random, how, -32767, 32767);
     w.fill(random, random.within(0, 4), -127, 127), bias.fill(random, random.within(0, 4), -32767, 32767);
-    mi::Layer layer{};
-    layer.conv_weight = w.data(), layer.conv_bias = bias.data();
-    Values<int16_t> same = past;
-    scalar_kernels.conv(layer, n, past.data(), now.data(), a.data());
-    k.conv(layer, n, same.data(), now.data(), b.data());
-    CHECK(a == b && past == same);
+    const int16_t *const taps[4] = {p.data(), p.data() + 2 * n, p.data() + n, p.data() + 3 * n};
+    scalar_kernels.conv(w.data(), bias.data(), taps, n, a.data());
+    k.conv(w.data(), bias.data(), taps, n, b.data());
+    CHECK(a == b);
 }
 
 void test_scan(const Kernels &k, test::Random &random, int head_dim, int d_state, mi::Scan form, int shift, int how) {
-    const int heads = 2, E = heads * head_dim;
-    Values<int16_t> x(size(E), shift), B(size(d_state), shift), C(size(d_state), shift), dt(2, shift), base(2, shift),
-        y(size(E), shift), z(size(E), shift);
-    Values<int8_t> share(2, shift), skip(2, shift);
-    Values<int32_t> A(2, shift), h(size(E) * size(d_state), shift), m(2, shift), l(2, shift);
+    const int first = 1, heads = 2, E = heads * head_dim, all = first + heads;
+    Values<int16_t> x(size(E), shift), B(size(d_state), shift), C(size(d_state), shift), dt(2, shift),
+        base(size(all), shift), y(size(E), shift), z(size(E), shift);
+    Values<int8_t> share(size(all), shift), skip(size(all), shift);
+    Values<int32_t> A(size(all), shift), h(size(E) * size(d_state), shift), m(2, shift), l(2, shift);
     share.fill(random, 0, 8, 15), skip.fill(random, how, -127, 127), A.fill(random, how == 1 ? 1 : 0, 1, 1 << 19);
     base.fill(random, 0, -32767, 32767), h.fill(random, how, -251968, 251968);
     mi::Layer layer{};
@@ -141,7 +186,7 @@ void test_scan(const Kernels &k, test::Random &random, int head_dim, int d_state
     for (int step = 0; step < 4; ++step) {
         x.fill(random, how, -127, 127), B.fill(random, how, -31, 31), C.fill(random, how, -31, 31);
         dt.fill(random, 0, -1000, 1000);
-        const mi::ops::ScanShape shape = {heads, head_dim, d_state, form};
+        const mi::ops::ScanShape shape = {first, heads, head_dim, d_state, form};
         scalar_kernels.scan(layer, shape, x.data(), B.data(), C.data(), dt.data(), h.data(), m.data(), y.data());
         k.scan(layer, shape, x.data(), B.data(), C.data(), dt.data(), same.data(), l.data(), z.data());
         CHECK(h == same && m == l && y == z);
@@ -171,13 +216,29 @@ void test_operations(const Kernels &k) {
             test_conv(k, random, n, shift, how);
             test_gate_and_add(k, random, n, shift, how);
             test_matrix(k, random, n, random.within(1, 20), random.within(1, 5), shift, how);
+            test_ternary(k, random, n, random.within(1, 20), random.within(1, 5), shift, how);
             for (mi::Scan form : {mi::Scan::convex, mi::Scan::literal})
                 test_scan(k, random, n <= 40 ? n : random.within(1, 40), 1 + (n + how) % 64, form, shift, how);
         }
     for (int how = 0; how < fills; ++how) {
-        for (int rows = 1; rows <= 17; ++rows) test_matrix(k, random, 96, rows, 2, rows, how);
-        for (int tokens = 1; tokens <= 18; ++tokens) test_matrix(k, random, 8192, 3, tokens, tokens, how);
-        test_matrix(k, random, 8177, 9, 3, 1, how);
+        for (int rows = 1; rows <= 17; ++rows) {
+            test_matrix(k, random, 96, rows, 2, rows, how);
+            test_ternary(k, random, 300, rows, 5, rows, how);
+        }
+        for (int tokens = 1; tokens <= 18; ++tokens) {
+            test_matrix(k, random, 8192, 3, tokens, tokens, how);
+            test_ternary(k, random, 8192, 3, tokens, tokens, how);
+        }
+        for (int tokens : {31, 68, 131}) {  // more than are kept at a time
+            test_matrix(k, random, 200, 18, tokens, 1, how);
+            test_ternary(k, random, 200, 18, tokens, 1, how);
+        }
+        for (int cols : {2049, 4100, 8177}) {  // more than a panel holds
+            test_matrix(k, random, cols, 9, 3, 1, how);
+            test_matrix(k, random, cols, 17, 7, 1, how);
+            test_ternary(k, random, cols, 9, 3, 1, how);
+            test_ternary(k, random, cols, 17, 7, 1, how);
+        }
         test_norm(k, random, 8192, 0, how);
         test_norm(k, random, 4093, 3, how);
         test_scan(k, random, 32, 16, mi::Scan::convex, 0, how);
@@ -208,9 +269,7 @@ std::string logits_digest(const mi::Model &model, const Kernels &k, const std::v
 
 mi::Model load(const test::Shape &shape, uint64_t seed) {
     const test::Bytes file = test::random_model(shape, seed).bytes();
-    auto bytes = std::make_unique<uint8_t[]>(file.size());
-    std::copy(file.begin(), file.end(), bytes.get());
-    return mi::Model(std::move(bytes), file.size());
+    return mi::Model(mi::copy_bytes(file.data(), file.size()), file.size());
 }
 
 void test_models(const std::vector<const Kernels *> &sets) {
@@ -238,9 +297,11 @@ void test_models(const std::vector<const Kernels *> &sets) {
 
 void test_choice() {
     const char *wanted = std::getenv("MAMBA_INTEGER_ISA");
-    const Kernels *fast = mi::ops::kernels_of("avx2");
+    const Kernels *fast = nullptr;
+    for (const char *isa : mi::ops::isas)
+        if (!fast) fast = mi::ops::kernels_of(isa);
     CHECK(mi::ops::kernels_of("scalar") == &scalar_kernels && !mi::ops::kernels_of("mmx"));
-    if (!wanted || !*wanted) CHECK(std::strcmp(mi_isa(), fast ? "avx2" : "scalar") == 0);
+    if (!wanted || !*wanted) CHECK(std::strcmp(mi_isa(), fast->isa) == 0);
     if (wanted && std::strcmp(wanted, "scalar") == 0) CHECK(std::strcmp(mi_isa(), "scalar") == 0);
     if (wanted && std::strcmp(wanted, "none of these") == 0) {
         const test::Bytes file = test::random_model({}, 1).bytes();
@@ -258,11 +319,12 @@ void test_choice() {
 int main(int argc, char **argv) {
     test_choice();
     if (argc > 1 && std::strcmp(argv[1], "choice") == 0) return test::report("test_kernels choice");
-    std::vector<const Kernels *> sets = {&scalar_kernels};
-    if (const Kernels *k = mi::ops::kernels_of("avx2"))
-        sets.push_back(k);
-    else
-        std::printf("test_kernels: this machine does not run avx2\n");
+    std::vector<const Kernels *> sets;
+    for (const char *isa : mi::ops::isas)
+        if (const Kernels *k = mi::ops::kernels_of(isa))
+            sets.push_back(k);
+        else
+            std::printf("test_kernels: this machine does not run %s\n", isa);
     for (const Kernels *k : sets) test_operations(*k);
     test_models(sets);
     return test::report("test_kernels");

@@ -87,24 +87,25 @@ void test_norm() {
         const std::vector<int32_t> x = c["x"].list<int32_t>();
         std::vector<int8_t> g = c["g"].list<int8_t>();
         if (g.size() == 1) g.resize(x.size(), g[0]);
-        std::vector<int16_t> out(x.size());
+        std::vector<int8_t> out(x.size());
         const mi::ops::NormScale scale =
             mi::ops::norm(x.data(), g.data(), static_cast<int>(x.size()), c["mantissa"].as<int>(), out.data());
-        CHECK(scale.j == c["j"] && scale.mu == c["mu"] && out == c["out"].list<int16_t>());
+        CHECK(scale.j == c["j"] && scale.mu == c["mu"] && out == c["out"].list<int8_t>());
     }
 }
 
 void test_bitlinear() {
     const Json file = vectors("bitlinear");
     for (const Json &c : file["cases"].array) {
-        const std::vector<int16_t> x = c["x"].list<int16_t>(), mul = c["m"].list<int16_t>();
-        std::vector<int8_t> weight;
+        std::vector<int8_t> x = c["x"].list<int8_t>(), weight;
+        const std::vector<int16_t> mul = c["m"].list<int16_t>();
+        const int rows = static_cast<int>(mul.size()), cols = static_cast<int>(x.size());
+        x.resize(static_cast<size_t>(mi::ops::padded(cols)));
         for (const Json &row : c["W"].array)
             for (int8_t w : row.list<int8_t>()) weight.push_back(w);
         std::vector<int16_t> out(mul.size());
-        mi::ops::linear(
-            {weight.data(), mul.data(), static_cast<int>(mul.size()), static_cast<int>(x.size()), c["s"].as<int>()},
-            x.data(), 1, out.data());
+        mi::ops::linear({weight.data(), mul.data(), rows, cols, c["s"].as<int>(), false}, 0, rows, x.data(), 1,
+                        out.data());
         CHECK(out == c["out"].list<int16_t>());
     }
 }

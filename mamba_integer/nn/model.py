@@ -8,6 +8,7 @@ This module knows nothing of files, data or optimisers.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -21,6 +22,7 @@ from mamba_integer.config import ModelConfig
 from mamba_integer.nn.init import dyadic_hippo
 from mamba_integer.nn.quant import (
     ACTIVATIONS,
+    EIGHTEEN_BITS,
     FIFTEEN_BITS,
     INT8,
     INT16,
@@ -30,6 +32,7 @@ from mamba_integer.nn.quant import (
     QuantWeight,
     Round,
     RoundUnbounded,
+    embedding_multiplier,
 )
 from mamba_integer.nn.scan import chunked_scan, segments
 
@@ -37,6 +40,17 @@ EMBED_SCALE = 16.0  # the residual starts at 16 times the (tied) embedding; logi
 CONV_WIDTH = 4
 
 Crossings = list[tuple[Tensor, Tensor]]
+Observe = Callable[[str, Tensor, float], None]
+"""Is shown the values of a site as they pass, in real units: (name, values, the limit at which they saturate; inf where none exists)."""
+
+
+def unobserved(site: str, values: Tensor, limit: float) -> None:
+    """The observer of passes that nobody watches."""
+
+
+def in_layer(observe: Observe, layer: int) -> Observe:
+    """Puts the layer's number before a site's name: "norm1" becomes "0.norm1"."""
+    return lambda site, values, limit: observe(f"{layer}.{site}", values, limit)
 
 
 class CausalConv(Function):
@@ -109,16 +123,16 @@ class IntegerBlock(nn.Module):
         with torch.no_grad():
             self.in_proj[-h:] *= 0.5
 
-    def modulation(self, dt: Tensor) -> Tensor:
+    def decay(self, dt: Tensor, log_a: Tensor, base: Tensor) -> Tensor:
         """m of the spec (section 7), dt [..., H] on the Q8 grid -> integers 1 … m_max as float [..., H]."""
         c = self.config
         scale = torch.exp2(self.shift.to(dt.dtype))
-        a = Round.apply(self.log_a.exp() * scale, 4, 1 << 19)
-        mod = (1.0 + dt + Round.apply(self.base, 8, INT16)).clamp(0.125, 4.0)
+        a = Round.apply(log_a.exp() * scale, 4, 1 << 19)
+        mod = (1.0 + dt + Round.apply(base, 8, INT16)).clamp(0.125, 4.0)
         m: Tensor = RoundUnbounded.apply(mod * a, 0, 1 << 24)
         return m.clamp(min=1.0).minimum(torch.full_like(scale, 255.0) if c.scan == "convex" else scale - 1.0)
 
-    def forward(self, r: Tensor, pos: Positions) -> Tensor:
+    def forward(self, r: Tensor, pos: Positions, observe: Observe = unobserved) -> Tensor:
         """r [B, T, D] on the Q8 grid -> the same after this layer."""
         c = self.config
         e, n, h = c.d_inner, c.d_state, c.n_heads
@@ -127,29 +141,49 @@ class IntegerBlock(nn.Module):
         act, gate = ACTIVATIONS[c.activation], ACTIVATIONS[c.gate]
         g1, g2, skip = (Round.apply(v, 6, INT8) for v in (self.norm1, self.norm2, self.skip))
 
+        w_in, w_out = (QuantWeight.apply(w, ternary) for w in (self.in_proj, self.out_proj))
+        observe("in_proj.weight", w_in, math.inf)
+        observe("out_proj.weight", w_out, math.inf)
+
         u = BitShiftNorm.apply(r, g1, 8, c.norm_mantissa)
-        p = RoundUnbounded.apply(F.linear(u, QuantWeight.apply(self.in_proj, ternary)), 8, INT16)
+        observe("norm1", u, INT8 / 32)
+        p = RoundUnbounded.apply(F.linear(u, w_in), 8, INT16)
+        observe("in_proj", p, INT16 / 256)
         z, xbc, dt = p.split([e, e + 2 * n, h], -1)
         xbc = CausalConv.apply(
             xbc, Round.apply(self.conv_weight, 6, INT8), Round.apply(self.conv_bias, 8, INT16), pos.crossings
         )
         xbc = RoundUnbounded.apply(xbc, 8, INT16)
+        observe("conv", xbc, INT16 / 256)
         x = act.apply(xbc[..., :e], 5, INT8)
         if c.rotation:
             b, cc = (self.rotate(act.apply(v, 8, INT16), pos) for v in xbc[..., e:].split(n, -1))
             b, cc = Round.apply(b, 3, SIX_BITS), Round.apply(cc, 3, SIX_BITS)
         else:
             b, cc = act.apply(xbc[..., e:], 3, SIX_BITS).split(n, -1)
+        observe("x", x, INT8 / 32)
+        observe("B", b, SIX_BITS / 8)
+        observe("C", cc, SIX_BITS / 8)
 
-        replaced = self.modulation(dt) * torch.exp2(-self.shift.to(dt.dtype))  # m / 2^k
+        m = self.decay(dt, self.log_a, self.base)
+        observe("m", m, math.inf)
+        replaced = m * torch.exp2(-self.shift.to(dt.dtype))  # m / 2^k
         heads = x.view(batch, length, h, -1)
         y = chunked_scan(heads * replaced[..., None], torch.log1p(-replaced), b, cc, pos.seg)
         y = RoundUnbounded.apply(y + heads * skip[:, None], 8, INT16).reshape(batch, length, e)
+        observe("scan", y, INT16 / 256)
 
-        o = Round.apply(y * gate.apply(z, 8, FIFTEEN_BITS), 10, (1 << 17) - 1)
+        g = gate.apply(z, 8, FIFTEEN_BITS)
+        observe("gate", g, FIFTEEN_BITS / 256)
+        o = Round.apply(y * g, 10, EIGHTEEN_BITS)
+        observe("gated", o, EIGHTEEN_BITS / 1024)
         v = BitShiftNorm.apply(o, g2, 10, c.norm_mantissa)
-        out: Tensor = RoundUnbounded.apply(F.linear(v, QuantWeight.apply(self.out_proj, ternary)), 8, INT16)
-        return r + out
+        observe("norm2", v, INT8 / 32)
+        out: Tensor = RoundUnbounded.apply(F.linear(v, w_out), 8, INT16)
+        observe("out_proj", out, INT16 / 256)
+        r = r + out
+        observe("residual", r, EIGHTEEN_BITS / 256)
+        return r
 
     def rotate(self, v: Tensor, pos: Positions) -> Tensor:
         """Rotation of section 10 of the spec: pairs (i, i + N/2) by the angle 2π·f_i·position/1024."""
@@ -171,13 +205,17 @@ class MambaInteger(nn.Module):
         self.blocks = nn.ModuleList([IntegerBlock(config) for _ in range(config.n_layers)])
         self.norm_f = nn.Parameter(torch.ones(config.d_model if config.norm_scale == "channel" else 1))
 
-    def forward(self, tokens: Tensor, reset: Tensor) -> Tensor:
+    def forward(self, tokens: Tensor, reset: Tensor, observe: Observe = unobserved) -> Tensor:
+        """`observe` is shown the sites of a layer i as "i.site", and "embedding" (the table), "embedded" and "norm_f"."""
         pos = Positions(reset)
         embedding = QuantEmbedding.apply(self.embedding)
         r = F.embedding(tokens, embedding) * EMBED_SCALE
-        for block in self.blocks:
-            r = block(r, pos)
+        observe("embedding", embedding, float(embedding_multiplier(self.embedding.detach())) * INT8 / 4096)
+        observe("embedded", r, math.inf)
+        for i, block in enumerate(self.blocks):
+            r = block(r, pos, in_layer(observe, i))
         u = BitShiftNorm.apply(r, Round.apply(self.norm_f, 6, INT8), 8, self.config.norm_mantissa)
+        observe("norm_f", u, INT8 / 32)
         return F.linear(u, embedding)
 
 
@@ -202,7 +240,12 @@ class FloatBlock(nn.Module):
         with torch.no_grad():
             self.in_proj[-h:] *= 0.5
 
-    def forward(self, r: Tensor, pos: Positions) -> Tensor:
+    def decay(self, dt: Tensor, log_a: Tensor, base: Tensor) -> tuple[Tensor, Tensor]:
+        """(share of the state that is kept, input gate), each [..., H]: exp(-a·Δ) and Δ = softplus(dt + base)."""
+        step = F.softplus(dt + base)
+        return torch.exp(-log_a.exp() * step), step
+
+    def forward(self, r: Tensor, pos: Positions, observe: Observe = unobserved) -> Tensor:
         c = self.config
         e, n, h = c.d_inner, c.d_state, c.n_heads
         batch, length, _ = r.shape
@@ -211,8 +254,11 @@ class FloatBlock(nn.Module):
         xbc = F.silu(CausalConv.apply(xbc, self.conv_weight, self.conv_bias, pos.crossings))
         x, b, cc = torch.split(xbc, [e, n, n], -1)
         step = F.softplus(dt + self.base)
+        rate = self.log_a.exp() * step
+        observe("x", x, math.inf)
+        observe("rate", rate, math.inf)
         heads = x.view(batch, length, h, -1)
-        y = chunked_scan(heads * step[..., None], -self.log_a.exp() * step, b, cc, pos.seg) + heads * self.skip[:, None]
+        y = chunked_scan(heads * step[..., None], -rate, b, cc, pos.seg) + heads * self.skip[:, None]
         o = F.rms_norm(y.reshape(batch, length, e) * F.silu(z), (e,), self.norm2, 1e-5)
         return r + F.linear(o, self.out_proj)
 
@@ -227,11 +273,11 @@ class FloatMamba(nn.Module):
         self.blocks = nn.ModuleList([FloatBlock(config) for _ in range(config.n_layers)])
         self.norm_f = nn.Parameter(torch.ones(config.d_model))
 
-    def forward(self, tokens: Tensor, reset: Tensor) -> Tensor:
+    def forward(self, tokens: Tensor, reset: Tensor, observe: Observe = unobserved) -> Tensor:
         pos = Positions(reset)
         r = F.embedding(tokens, self.embedding) * EMBED_SCALE
-        for block in self.blocks:
-            r = block(r, pos)
+        for i, block in enumerate(self.blocks):
+            r = block(r, pos, in_layer(observe, i))
         return F.linear(F.rms_norm(r, (self.config.d_model,), self.norm_f, 1e-5), self.embedding)
 
 

@@ -17,6 +17,7 @@ INT8 = 127
 INT16 = 32767
 FIFTEEN_BITS = 16383
 SIX_BITS = 31
+EIGHTEEN_BITS = (1 << 17) - 1
 
 
 def grid(x: Tensor, f: int, limit: int) -> Tensor:
@@ -24,8 +25,13 @@ def grid(x: Tensor, f: int, limit: int) -> Tensor:
     return torch.floor(x * 2.0**f + 0.5).clamp_(-limit, limit).mul_(2.0**-f)
 
 
+def through(grad: Tensor, value: Tensor, bound: float) -> Tensor:
+    """The gradient of a value that was clamped to ±bound: it passes inside, and outside only if a step against it would bring the value back."""
+    return grad * ((value.abs() <= bound) | (grad * value > 0))
+
+
 class Round(Function):
-    """grid(x, f, limit); the gradient passes where x is inside the limits."""
+    """grid(x, f, limit); gradient: `through`."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, f: int, limit: int) -> Tensor:
@@ -37,7 +43,7 @@ class Round(Function):
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
         (x,) = ctx.saved_tensors
-        return grad * (x.abs() <= ctx.bound), None, None
+        return through(grad, x, ctx.bound), None, None
 
 
 class RoundUnbounded(Function):
@@ -70,7 +76,7 @@ class SiLU(Function):
         r = torch.rsqrt(c * c + 4.0)
         half = 0.5 + 0.5 * c * r
         slope = half + 2.0 * c * r * r * r
-        return torch.where((c * half).abs() <= ctx.bound, grad * slope, torch.zeros_like(grad)), None, None
+        return through(grad, c * half, ctx.bound) * slope, None, None
 
 
 class Squareplus(Function):
@@ -91,10 +97,16 @@ class Squareplus(Function):
         v = c * c + 4.0
         r = torch.rsqrt(v)
         y = 0.5 * (c + v * r) - 1.0
-        return torch.where(y.abs() <= ctx.bound, grad * (0.5 + 0.5 * c * r), torch.zeros_like(grad)), None, None
+        return through(grad, y, ctx.bound) * (0.5 + 0.5 * c * r), None, None
 
 
 ACTIVATIONS = {"silu": SiLU, "squareplus": Squareplus}
+
+
+def norm_shift(x: Tensor, f: int) -> tuple[Tensor, Tensor]:
+    """(S, j) of the spec's norm (section 4), each float [..., 1]: the sum of squares in units of 2^-2f with its floor of 2^14, and the shift j ≥ 0."""
+    total = (x * x).sum(-1, keepdim=True) * 4.0**f + 2.0**14
+    return total, torch.floor((torch.floor(torch.log2(total)) - 14.0) * 0.5)
 
 
 class BitShiftNorm(Function):
@@ -106,9 +118,7 @@ class BitShiftNorm(Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, g: Tensor, f: int, mantissa: int) -> Tensor:
         e = x.shape[-1].bit_length() >> 1
-        total = (x * x).sum(-1, keepdim=True) * 4.0**f + 2.0**14  # S, in units
-        bitlen = torch.floor(torch.log2(total)) + 1.0
-        j = torch.floor((bitlen - 15.0) * 0.5)
+        total, j = norm_shift(x, f)
         if mantissa:
             mu = torch.floor(2.0**15 * torch.rsqrt(torch.floor(total * torch.exp2(-2.0 * j))) * (1 + 1e-7))
         else:
@@ -124,7 +134,7 @@ class BitShiftNorm(Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None, None]:
         x, g, ratio, total = ctx.saved_tensors
         xr = x * ratio
-        grad = grad * ((xr * g).abs() <= INT8 * 2.0**-5)
+        grad = through(grad, xr * g, INT8 * 2.0**-5)
         grad_g = (grad * xr).flatten(0, -2).sum(0)
         if g.numel() == 1:
             grad_g = grad_g.sum().reshape(1)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +20,17 @@ from mamba_integer.errors import ArgumentError
 from mamba_integer.tokenizer import Tokenizer, documents, read_text
 
 Tokens = npt.NDArray[np.unsignedinteger]
+
+# Token ids int64 [B, T + 1], of which [:, :-1] are inputs and [:, 1:] targets, and the targets' weights float32 [B, T].
+Batch = tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]
+
+
+@dataclass(frozen=True)
+class Document:
+    """Token ids without the end-of-text tokens around them; the first `prompt` of them are given, not asked for."""
+
+    tokens: list[int]
+    prompt: int = 0
 
 
 def token_stream(path: Path, tokenizer: Tokenizer, cache: Path) -> Tokens:
@@ -44,7 +56,7 @@ def token_stream(path: Path, tokenizer: Tokenizer, cache: Path) -> Tokens:
     return token_stream(path, tokenizer, cache)
 
 
-class Batches:
+class StreamBatches:
     """Batches of a stream in an order that is a function of (seed, step) alone, so a resumed run sees what an uninterrupted one would have.
 
     Each epoch cuts the stream at another offset into rows of `length` + 1 tokens (the last of a row is only a target) and shuffles them.
@@ -55,14 +67,15 @@ class Batches:
         self.rows = (len(stream) - 1) // length - 1  # one row is given to the offset
         if self.rows < 1:
             raise ArgumentError(
-                f"the text has {len(stream)} tokens, too few for rows of {length}: give more text or a shorter --context"
+                f"the text has {len(stream)} tokens, too few for rows of {length}: give more text or a configuration with a shorter context_length"
             )
         self._epoch = -1
         self._starts = np.zeros(0, np.int64)
 
-    def __getitem__(self, step: int) -> npt.NDArray[np.int64]:
-        """Token ids int64 [batch, length + 1] of a step."""
-        return np.stack([self._row(step * self.batch + i) for i in range(self.batch)])
+    def __getitem__(self, step: int) -> Batch:
+        """The batch of a step; every target weighs 1."""
+        tokens = np.stack([self._row(step * self.batch + i) for i in range(self.batch)])
+        return tokens, np.ones((self.batch, self.length), np.float32)
 
     def _row(self, index: int) -> npt.NDArray[np.int64]:
         epoch, i = divmod(index, self.rows)
@@ -74,22 +87,21 @@ class Batches:
         return self.stream[start : start + self.length + 1].astype(np.int64)
 
 
-def padded_documents(
-    ids: list[list[int]], eot: int, budget: int
-) -> Iterator[tuple[npt.NDArray[np.int64], npt.NDArray[np.bool_]]]:
-    """Whole documents in batches of at most about `budget` positions, shortest first: (tokens [B, T + 1], scored [B, T]).
+def padded_documents(items: list[Document], eot: int, budget: int) -> Iterator[Batch]:
+    """Whole documents in batches of at most about `budget` positions, longest first.
 
-    Row: `eot`, the document, `eot`; positions after that are padding and not scored.
+    Row: `eot`, the document, `eot`; a prompt at its beginning and what comes after it weigh 0.
     """
-    order = sorted(range(len(ids)), key=lambda i: len(ids[i]))
+    order = sorted(range(len(items)), key=lambda i: len(items[i].tokens))
     while order:
         group = [order.pop()]
-        width = len(ids[group[0]]) + 2
+        width = len(items[group[0]].tokens) + 2
         while order and (len(group) + 1) * width <= budget:
             group.append(order.pop())
         tokens = np.full((len(group), width), eot, np.int64)
-        scored = np.zeros((len(group), width - 1), bool)
+        weights = np.zeros((len(group), width - 1), np.float32)
         for row, i in enumerate(group):
-            tokens[row, 1 : len(ids[i]) + 1] = ids[i]
-            scored[row, : len(ids[i]) + 1] = True
-        yield tokens, scored
+            ids = items[i].tokens
+            tokens[row, 1 : len(ids) + 1] = ids
+            weights[row, items[i].prompt : len(ids) + 1] = 1.0
+        yield tokens, weights

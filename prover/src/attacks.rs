@@ -61,7 +61,7 @@ fn model(seed: u64, vocab: usize, change: impl Fn(&mut crate::shape::ModelShape)
 }
 
 fn registered(model: &Model) -> Registered {
-    let tokenizer = String::from_utf8(tokenizer(model.shape.vocab_size).to_bytes()).unwrap();
+    let tokenizer = String::from_utf8(tokenizer(model.shape.vocab_size).to_bytes().unwrap()).unwrap();
     Registered::new(model, "a model", &"0f".repeat(32), &tokenizer).unwrap()
 }
 

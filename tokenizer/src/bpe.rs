@@ -14,12 +14,17 @@ pub(crate) type Pair = (u32, u32);
 /// Stands for "no token": no vocabulary is that large.
 const NONE: u32 = u32::MAX;
 
-/// Which token a pair becomes: a hash table with open addressing that never changes.
+/// Ids are below 2 to this.
+pub(crate) const ID_BITS: u32 = 21;
+
+/// Which token a pair becomes: a hash table with open addressing.
 ///
 /// The multiplier of the hash is drawn at random, so that no file can be made for which look-ups are slow.
 #[derive(Clone)]
 pub(crate) struct PairTable {
-    slots: Box<[(u64, u32)]>,
+    /// The ids of left, right and merged token in 63 bits.
+    slots: Box<[u64]>,
+    used: usize,
     multiplier: u64,
     shift: u32,
 }
@@ -27,110 +32,88 @@ pub(crate) struct PairTable {
 impl PairTable {
     const EMPTY: u64 = u64::MAX;
 
-    /// An empty table with room for `capacity` pairs.
+    /// An empty table with room for `capacity` pairs before it has to grow.
     pub(crate) fn with_capacity(capacity: usize) -> PairTable {
         // At most half of the slots are taken.
         let bits = (2 * capacity).next_power_of_two().trailing_zeros().max(4);
         PairTable {
-            slots: vec![(Self::EMPTY, NONE); 1 << bits].into_boxed_slice(),
+            slots: vec![Self::EMPTY; 1 << bits].into_boxed_slice(),
+            used: 0,
             multiplier: RandomState::new().hash_one(bits) | 1,
             shift: u64::BITS - bits,
         }
     }
 
-    /// Adds a pair; within the capacity. False if the pair is there already.
-    pub(crate) fn insert(&mut self, pair: Pair, token: u32) -> bool {
-        let (found, slot) = self.find(pair);
-        if !found {
-            self.slots[slot] = (Self::key(pair), token);
+    /// Adds a pair. False if the pair is there already.
+    pub(crate) fn insert(&mut self, (left, right): Pair, token: u32) -> bool {
+        if 2 * self.used >= self.slots.len() {
+            let full = std::mem::replace(self, PairTable::with_capacity(2 * self.used));
+            for &slot in full.slots.iter().filter(|&&slot| slot != Self::EMPTY) {
+                self.put(slot);
+            }
         }
-        !found
+        self.put(Self::key(left, right) << ID_BITS | u64::from(token))
+    }
+
+    fn put(&mut self, entry: u64) -> bool {
+        let slot = self.find(entry >> ID_BITS);
+        let free = self.slots[slot] == Self::EMPTY;
+        if free {
+            self.slots[slot] = entry;
+            self.used += 1;
+        }
+        free
     }
 
     /// The token that the pair becomes, or [`NONE`].
     #[inline]
     fn get(&self, left: u32, right: u32) -> u32 {
-        self.slots[self.find((left, right)).1].1
+        match self.slots[self.find(Self::key(left, right))] {
+            Self::EMPTY => NONE,
+            found => found as u32 & ((1 << ID_BITS) - 1),
+        }
     }
 
     #[inline]
-    fn key((left, right): Pair) -> u64 {
-        u64::from(left) << 32 | u64::from(right)
+    fn key(left: u32, right: u32) -> u64 {
+        u64::from(left) << ID_BITS | u64::from(right)
     }
 
     /// The slot of a pair, or the free one where it would be.
     #[inline]
-    fn find(&self, pair: Pair) -> (bool, usize) {
-        let key = Self::key(pair);
+    fn find(&self, key: u64) -> usize {
         let mut slot = (key.wrapping_mul(self.multiplier) >> self.shift) as usize;
         loop {
-            match self.slots[slot].0 {
-                found if found == key => return (true, slot),
-                Self::EMPTY => return (false, slot),
-                _ => slot = (slot + 1) & (self.slots.len() - 1),
+            let found = self.slots[slot];
+            if found >> ID_BITS == key || found == Self::EMPTY {
+                return slot;
             }
+            slot = (slot + 1) & (self.slots.len() - 1);
         }
     }
 }
 
-/// Encodes chunk after chunk. Its buffers are the only state, so it can be used for any number of them.
-pub(crate) struct Merger<'a> {
-    table: &'a PairTable,
-    tokens: Vec<u32>,
-    merged: Vec<u32>,
+/// Encodes chunk after chunk. Its buffers are the only state, so it can be used for any number of them, with any table.
+#[derive(Default)]
+pub(crate) struct Merger {
     list: List,
 }
 
-impl<'a> Merger<'a> {
-    /// Up to this many bytes, looking at every pair before each merge is faster than a heap.
-    const SHORT: usize = 96;
-
-    pub(crate) fn new(table: &'a PairTable) -> Merger<'a> {
-        Merger {
-            table,
-            tokens: Vec::new(),
-            merged: Vec::new(),
-            list: List::default(),
-        }
-    }
-
+impl Merger {
     /// Appends the tokens of `chunk` to `out`.
-    #[inline]
-    pub(crate) fn encode(&mut self, chunk: &[u8], out: &mut Vec<u32>) {
-        match chunk {
-            [byte] => out.push(u32::from(*byte)),
-            _ if chunk.len() <= Self::SHORT => self.encode_short(chunk, out),
-            _ => self.encode_long(chunk, out),
+    pub(crate) fn encode(&mut self, table: &PairTable, chunk: &[u8], out: &mut Vec<u32>) {
+        match chunk.len() {
+            0..=1 => out.extend(chunk.iter().map(|&byte| u32::from(byte))),
+            2..=16 => merge_short::<16>(table, chunk, out),
+            17..=32 => merge_short::<32>(table, chunk, out),
+            33..=64 => merge_short::<64>(table, chunk, out),
+            _ => self.encode_long(table, chunk, out),
         }
-    }
-
-    /// Quadratic in the length of the chunk, with little to do for each step.
-    fn encode_short(&mut self, chunk: &[u8], out: &mut Vec<u32>) {
-        let Merger {
-            table, tokens, merged, ..
-        } = self;
-        tokens.clear();
-        tokens.extend(chunk.iter().map(|&byte| u32::from(byte)));
-        // merged[i] is what tokens[i] and tokens[i + 1] become.
-        merged.clear();
-        merged.extend(tokens.windows(2).map(|pair| table.get(pair[0], pair[1])));
-        while let Some((at, token)) = first_lowest(merged) {
-            tokens[at] = token;
-            tokens.remove(at + 1);
-            merged.remove(at);
-            if at > 0 {
-                merged[at - 1] = table.get(tokens[at - 1], token);
-            }
-            if at < merged.len() {
-                merged[at] = table.get(token, tokens[at + 1]);
-            }
-        }
-        out.extend_from_slice(tokens);
     }
 
     /// A linked list of tokens and a heap of the merges that wait: n log n for any chunk of n bytes.
-    fn encode_long(&mut self, chunk: &[u8], out: &mut Vec<u32>) {
-        let Merger { table, list, .. } = self;
+    fn encode_long(&mut self, table: &PairTable, chunk: &[u8], out: &mut Vec<u32>) {
+        let list = &mut self.list;
         list.fill(chunk);
         for at in 0..chunk.len() - 1 {
             list.offer(table, at);
@@ -152,16 +135,54 @@ impl<'a> Merger<'a> {
     }
 }
 
-/// Where the lowest token is, at the first place of several, and which; none if there is no token.
-#[inline]
-fn first_lowest(tokens: &[u32]) -> Option<(usize, u32)> {
-    let (mut first, mut lowest) = (0, NONE);
-    for (at, &token) in tokens.iter().enumerate() {
-        if token < lowest {
-            (first, lowest) = (at, token);
+/// Merges a chunk of at most N bytes, N being at most 64. A token lives at the position of its first byte.
+///
+/// All that waits is looked at before each merge: for so few a vector instruction or two.
+fn merge_short<const N: usize>(table: &PairTable, chunk: &[u8], out: &mut Vec<u32>) {
+    const AT: u32 = 6;
+    let length = chunk.len();
+    let mut tokens = [0; N];
+    // What the token here and the next one become, and the position, so that the least is the lowest and of several the leftmost.
+    let mut waiting = [NONE; N];
+    let (mut before, mut after) = ([0u8; N], [0u8; N]);
+    let offer = |left: u32, right: u32, at: usize| match table.get(left, right) {
+        NONE => NONE,
+        token => token << AT | at as u32,
+    };
+    for (at, &byte) in chunk.iter().enumerate() {
+        tokens[at] = u32::from(byte);
+        before[at] = (at as u8).wrapping_sub(1);
+        after[at] = at as u8 + 1;
+    }
+    for at in 0..length - 1 {
+        waiting[at] = offer(tokens[at], tokens[at + 1], at);
+    }
+    loop {
+        let least = waiting.iter().fold(NONE, |least, &other| least.min(other));
+        if least == NONE {
+            break;
+        }
+        let (at, token) = (least as usize % (1 << AT), least >> AT);
+        let dead = after[at] as usize;
+        let next = after[dead] as usize;
+        tokens[at] = token;
+        after[at] = next as u8;
+        waiting[dead] = NONE;
+        waiting[at] = NONE;
+        if next < length {
+            before[next] = at as u8;
+            waiting[at] = offer(token, tokens[next], at);
+        }
+        if at > 0 {
+            let previous = before[at] as usize;
+            waiting[previous] = offer(tokens[previous], token, previous);
         }
     }
-    (lowest != NONE).then_some((first, lowest))
+    let mut at = 0;
+    while at < length {
+        out.push(tokens[at]);
+        at = after[at] as usize;
+    }
 }
 
 /// The tokens of a long chunk. A token lives at the position of its first byte; the other positions are dead.

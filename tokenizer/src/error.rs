@@ -5,7 +5,7 @@ use std::io;
 use std::path::PathBuf;
 
 use crate::format::Cause;
-use crate::{END_OF_TEXT, MAX_VOCAB_SIZE, MIN_VOCAB_SIZE};
+use crate::{MAX_VOCAB_SIZE, MIN_VOCAB_SIZE};
 
 /// Why a call failed. Nothing of a failed call takes effect.
 #[derive(Debug)]
@@ -13,8 +13,10 @@ use crate::{END_OF_TEXT, MAX_VOCAB_SIZE, MIN_VOCAB_SIZE};
 pub enum Error {
     /// Training was asked for a vocabulary outside [`MIN_VOCAB_SIZE`]`..=`[`MAX_VOCAB_SIZE`].
     VocabSize(usize),
-    /// The text to be encoded contains `<|endoftext|>`, at this byte, and [`AllowSpecial::Refuse`](crate::AllowSpecial::Refuse) was in force.
+    /// The text to be encoded contains a special token for which [`AllowSpecial::Refuse`](crate::AllowSpecial::Refuse) was in force.
     Special {
+        /// The special token.
+        name: String,
         /// Where in the text, in bytes.
         offset: usize,
     },
@@ -32,6 +34,8 @@ pub enum Error {
         /// What is wrong with it.
         cause: Cause,
     },
+    /// Another maker's vocabulary cannot be taken, or this one not be put into another's form.
+    Vocabulary(String),
     /// A file to train on is not UTF-8.
     NotUtf8 {
         /// The file.
@@ -57,13 +61,14 @@ impl fmt::Display for Error {
                     "a vocabulary of {size} tokens cannot be had: it must be {MIN_VOCAB_SIZE} to {MAX_VOCAB_SIZE}"
                 )
             }
-            Error::Special { offset } => {
-                write!(f, "the text contains the special token {END_OF_TEXT} at byte {offset}")
+            Error::Special { name, offset } => {
+                write!(f, "the text contains the special token {name} at byte {offset}")
             }
             Error::UnknownToken { id, vocab_size } => {
                 write!(f, "token {id} is not in the vocabulary of {vocab_size} tokens")
             }
             Error::Format { line, cause } => write!(f, "not a tokenizer file: line {line}: {cause}"),
+            Error::Vocabulary(cause) => write!(f, "this vocabulary is not possible here: {cause}"),
             Error::NotUtf8 { path, offset } => write!(f, "{}: not UTF-8 text (byte {offset})", path.display()),
             Error::Io { path, source } => write!(f, "{}: {source}", path.display()),
         }

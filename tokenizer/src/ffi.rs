@@ -10,7 +10,7 @@ use std::panic::{catch_unwind, AssertUnwindSafe};
 use std::path::PathBuf;
 use std::ptr;
 
-use crate::{train_file, AllowSpecial, Error, Tokenizer};
+use crate::{train_files, AllowSpecial, DecodeStream, Error, Tokenizer};
 
 /// `mi_tokenizer_status`.
 #[derive(Clone, Copy)]
@@ -33,7 +33,7 @@ impl From<Error> for Failure {
         let status = match error {
             Error::VocabSize(_) | Error::UnknownToken { .. } | Error::NotUtf8 { .. } => Status::Argument,
             Error::Special { .. } => Status::Special,
-            Error::Format { .. } => Status::Format,
+            Error::Format { .. } | Error::Vocabulary(_) => Status::Format,
             Error::Io { .. } => Status::Io,
         };
         Failure(status, error.to_string())
@@ -115,6 +115,29 @@ unsafe fn path(pointer: *const c_char, name: &str) -> Result<PathBuf, Failure> {
     }
 }
 
+/// A text of the caller's.
+///
+/// # Safety
+///
+/// The pointer is null or points to bytes that end in a zero.
+unsafe fn string(pointer: *const c_char, name: &str) -> Result<String, Failure> {
+    // SAFETY: as promised by the caller.
+    unsafe { reference(pointer, name) }?;
+    // SAFETY: not null, and the rest as promised by the caller.
+    let text = unsafe { CStr::from_ptr(pointer) }.to_str();
+    text.map(str::to_owned)
+        .map_err(|_| argument(&format!("{name} is not UTF-8")))
+}
+
+fn special_of(special: c_int) -> Result<AllowSpecial, Failure> {
+    match special {
+        0 => Ok(AllowSpecial::Refuse),
+        1 => Ok(AllowSpecial::All),
+        2 => Ok(AllowSpecial::AsText),
+        _ => Err(argument("special is none of MI_TOKENIZER_SPECIAL_...")),
+    }
+}
+
 /// Copies a result into the caller's buffer, if it fits, and says how long it is.
 ///
 /// # Safety
@@ -192,6 +215,38 @@ pub unsafe extern "C" fn mi_tokenizer_from_bytes(data: *const c_void, size: usiz
 ///
 /// See the module.
 #[no_mangle]
+pub unsafe extern "C" fn mi_tokenizer_from_tiktoken(
+    data: *const c_void,
+    size: usize,
+    names: *const *const c_char,
+    ids: *const u32,
+    count: usize,
+    out: *mut *mut Tokenizer,
+) -> Status {
+    let make = || {
+        // SAFETY: as promised by the caller.
+        let (data, names, ids) = unsafe {
+            (
+                array(data.cast(), size, "data")?,
+                array(names, count, "names")?,
+                array(ids, count, "ids")?,
+            )
+        };
+        let mut special = Vec::new();
+        for (&name, &id) in names.iter().zip(ids) {
+            // SAFETY: as promised by the caller.
+            special.push((unsafe { string(name, "a name") }?, id));
+        }
+        Ok(Tokenizer::from_tiktoken(data, &special)?)
+    };
+    // SAFETY: as promised by the caller.
+    unsafe { create(out, make) }
+}
+
+/// # Safety
+///
+/// See the module.
+#[no_mangle]
 pub unsafe extern "C" fn mi_tokenizer_free(tokenizer: *mut Tokenizer) {
     if !tokenizer.is_null() {
         // SAFETY: it came from `create`, and the caller gives it up.
@@ -231,17 +286,54 @@ pub unsafe extern "C" fn mi_tokenizer_encode(
     needed: *mut usize,
 ) -> Status {
     status(|| {
-        let special = match special {
-            0 => AllowSpecial::Refuse,
-            1 => AllowSpecial::All,
-            2 => AllowSpecial::AsText,
-            _ => return Err(argument("special is none of MI_TOKENIZER_SPECIAL_...")),
-        };
+        let special = special_of(special)?;
         // SAFETY: as promised by the caller.
         let (tokenizer, text) = unsafe { (reference(tokenizer, "tokenizer")?, array(text.cast(), size, "text")?) };
         let found = tokenizer.encode_bytes(text, special)?;
         // SAFETY: as promised by the caller.
         unsafe { deliver(&found, tokens, capacity, needed) }
+    })
+}
+
+/// # Safety
+///
+/// See the module.
+#[no_mangle]
+pub unsafe extern "C" fn mi_tokenizer_encode_batch(
+    tokenizer: *const Tokenizer,
+    texts: *const *const c_void,
+    sizes: *const usize,
+    count: usize,
+    special: c_int,
+    threads: usize,
+    tokens: *mut u32,
+    capacity: usize,
+    ends: *mut usize,
+    needed: *mut usize,
+) -> Status {
+    status(|| {
+        let special = special_of(special)?;
+        // SAFETY: as promised by the caller.
+        let (tokenizer, texts, sizes) = unsafe {
+            (
+                reference(tokenizer, "tokenizer")?,
+                array(texts, count, "texts")?,
+                array(sizes, count, "sizes")?,
+            )
+        };
+        let mut bytes: Vec<&[u8]> = Vec::new();
+        for (&text, &size) in texts.iter().zip(sizes) {
+            // SAFETY: as promised by the caller.
+            bytes.push(unsafe { array(text.cast(), size, "a text") }?);
+        }
+        let policy = vec![special; tokenizer.specials().len()];
+        let (found, found_ends) = tokenizer.encode_batch(&bytes, &policy, threads.min(256))?;
+        let mut as_many = 0;
+        // SAFETY: as promised by the caller.
+        unsafe {
+            deliver(&found, tokens, capacity, needed)?;
+            deliver(&found_ends, ends, count, &mut as_many)
+        }
     })
 }
 
@@ -293,6 +385,129 @@ pub unsafe extern "C" fn mi_tokenizer_train_file(text: *const c_char, vocab_size
     status(|| {
         // SAFETY: as promised by the caller.
         let (text, out) = unsafe { (path(text, "text_path")?, path(out, "out_path")?) };
-        Ok(train_file(text, vocab_size)?.save(out)?)
+        Ok(train_files(&[text], vocab_size, 1)?.save(out)?)
     })
+}
+
+/// # Safety
+///
+/// See the module.
+#[no_mangle]
+pub unsafe extern "C" fn mi_tokenizer_save(tokenizer: *const Tokenizer, out: *const c_char) -> Status {
+    status(|| {
+        // SAFETY: as promised by the caller.
+        let (tokenizer, out) = unsafe { (reference(tokenizer, "tokenizer")?, path(out, "out_path")?) };
+        Ok(tokenizer.save(out)?)
+    })
+}
+
+/// # Safety
+///
+/// See the module.
+#[no_mangle]
+pub unsafe extern "C" fn mi_tokenizer_special_id(tokenizer: *const Tokenizer, name: *const c_char) -> u32 {
+    let mut id = u32::MAX;
+    status(|| {
+        // SAFETY: as promised by the caller.
+        let (tokenizer, name) = unsafe { (reference(tokenizer, "tokenizer")?, string(name, "name")?) };
+        id = tokenizer
+            .special(&name)
+            .ok_or_else(|| argument("there is no such special token"))?;
+        Ok(())
+    });
+    id
+}
+
+/// `mi_tokenizer_stream`: a stream and its text that the caller has not taken.
+pub struct Stream {
+    decoder: DecodeStream<'static>,
+    text: String,
+}
+
+/// # Safety
+///
+/// See the module. The tokenizer is freed after the stream.
+#[no_mangle]
+pub unsafe extern "C" fn mi_tokenizer_stream_new(tokenizer: *const Tokenizer, out: *mut *mut Stream) -> Status {
+    status(|| {
+        if out.is_null() {
+            return Err(argument("out is NULL"));
+        }
+        // SAFETY: not null, and the rest as promised by the caller.
+        unsafe { out.write(ptr::null_mut()) };
+        // SAFETY: as promised by the caller.
+        let decoder = DecodeStream::new(unsafe { reference(tokenizer, "tokenizer") }?);
+        let text = String::new();
+        // SAFETY: as before.
+        unsafe { out.write(Box::into_raw(Box::new(Stream { decoder, text }))) };
+        Ok(())
+    })
+}
+
+/// # Safety
+///
+/// See the module. No other thread uses the stream.
+#[no_mangle]
+pub unsafe extern "C" fn mi_tokenizer_stream_push(
+    stream: *mut Stream,
+    id: u32,
+    bytes: *mut u8,
+    capacity: usize,
+    needed: *mut usize,
+) -> Status {
+    status(|| {
+        // SAFETY: as promised by the caller.
+        let Some(stream) = (unsafe { stream.as_mut() }) else {
+            return Err(argument("stream is NULL"));
+        };
+        let text = stream.decoder.push(id)?;
+        stream.text += &text;
+        // SAFETY: as promised by the caller.
+        unsafe { take_text(stream, bytes, capacity, needed) }
+    })
+}
+
+/// # Safety
+///
+/// See the module. No other thread uses the stream.
+#[no_mangle]
+pub unsafe extern "C" fn mi_tokenizer_stream_finish(
+    stream: *mut Stream,
+    bytes: *mut u8,
+    capacity: usize,
+    needed: *mut usize,
+) -> Status {
+    status(|| {
+        // SAFETY: as promised by the caller.
+        let Some(stream) = (unsafe { stream.as_mut() }) else {
+            return Err(argument("stream is NULL"));
+        };
+        let text = stream.decoder.finish();
+        stream.text += &text;
+        // SAFETY: as promised by the caller.
+        unsafe { take_text(stream, bytes, capacity, needed) }
+    })
+}
+
+/// Hands over the text that is there; what does not fit stays.
+///
+/// # Safety
+///
+/// As for [`deliver`].
+unsafe fn take_text(stream: &mut Stream, bytes: *mut u8, capacity: usize, needed: *mut usize) -> Result<(), Failure> {
+    // SAFETY: as promised by the caller.
+    unsafe { deliver(stream.text.as_bytes(), bytes, capacity, needed) }?;
+    stream.text.clear();
+    Ok(())
+}
+
+/// # Safety
+///
+/// See the module.
+#[no_mangle]
+pub unsafe extern "C" fn mi_tokenizer_stream_free(stream: *mut Stream) {
+    if !stream.is_null() {
+        // SAFETY: it came from `mi_tokenizer_stream_new`, and the caller gives it up.
+        drop(unsafe { Box::from_raw(stream) });
+    }
 }

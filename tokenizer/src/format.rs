@@ -77,7 +77,7 @@ pub(crate) fn write(merges: &[Pair]) -> Vec<u8> {
     text.into_bytes()
 }
 
-/// The merges of a file as far as its form goes; whether they make sense together is for [`Tokenizer::from_merges`](crate::Tokenizer) to say.
+/// The merges of a file as far as its form goes; whether they make sense together is for [`Tokenizer::from_pairs`](crate::Tokenizer) to say.
 pub(crate) fn read(file: &[u8]) -> Result<Vec<Pair>, Error> {
     let mut lines = Lines { rest: file, line: 0 };
     lines.expect(FORM)?;

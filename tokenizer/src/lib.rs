@@ -22,11 +22,20 @@
 #![warn(missing_docs)]
 
 mod bpe;
+pub mod byte_level;
+#[allow(unsafe_code)]
+mod cache;
+mod count;
 mod decode;
 mod error;
 #[allow(unsafe_code)]
 mod ffi;
+mod foreign;
 mod format;
+mod key;
+#[allow(unsafe_code)]
+mod scan;
+mod special;
 mod split;
 mod train;
 mod unicode;
@@ -34,14 +43,18 @@ mod unicode;
 use std::fmt;
 use std::fs;
 use std::path::Path;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
-use bpe::{Merger, Pair, PairTable};
+use bpe::{Pair, PairTable};
+use cache::{Encoder, Pool};
+use foreign::Numbering;
+use special::Specials;
 
 pub use decode::DecodeStream;
 pub use error::Error;
 pub use format::Cause;
 pub use split::{chunks, Chunks};
-pub use train::{train, train_file, Trainer};
+pub use train::{train, train_file, train_files, Trainer};
 pub use unicode::UNICODE_VERSION;
 
 /// The text of the special token, which stands between documents.
@@ -98,13 +111,19 @@ pub enum AllowSpecial {
 }
 
 /// A vocabulary: it encodes text as tokens and decodes tokens.
-#[derive(Clone)]
 pub struct Tokenizer {
+    /// Empty if there is a numbering.
     merges: Vec<Pair>,
+    /// In ranks: numbers of tokens in the order in which merges make them.
     table: PairTable,
-    /// The bytes of all tokens in the order of their ids, and where each token's begin. One more place follows: the end of the last.
+    /// The bytes of all tokens but the special ones, by rank, and where each token's begin. One more place follows: the end of the last.
     bytes: Vec<u8>,
     starts: Vec<usize>,
+    special: Specials,
+    /// None if ids are ranks.
+    numbering: Option<Box<Numbering>>,
+    older_pattern: bool,
+    pool: Pool,
 }
 
 impl Tokenizer {
@@ -120,10 +139,10 @@ impl Tokenizer {
 
     /// From the contents of a tokenizer file. They may be of any origin: what is not a tokenizer file is an error.
     pub fn from_bytes(file: &[u8]) -> Result<Tokenizer, Error> {
-        Tokenizer::from_merges(format::read(file)?)
+        Tokenizer::from_pairs(format::read(file)?)
     }
 
-    fn from_merges(merges: Vec<Pair>) -> Result<Tokenizer, Error> {
+    fn from_pairs(merges: Vec<Pair>) -> Result<Tokenizer, Error> {
         let mut table = PairTable::with_capacity(merges.len());
         let mut bytes: Vec<u8> = (0..=255).collect();
         let mut starts: Vec<usize> = (0..=256).collect();
@@ -149,39 +168,68 @@ impl Tokenizer {
             }
             starts.push(bytes.len());
         }
-        bytes.extend_from_slice(END_OF_TEXT.as_bytes());
-        starts.push(bytes.len());
+        let special = Specials::new(vec![(END_OF_TEXT.into(), 256 + merges.len() as u32)]);
         Ok(Tokenizer {
             merges,
             table,
             bytes,
             starts,
+            special,
+            numbering: None,
+            older_pattern: false,
+            pool: Pool::default(),
         })
     }
 
     /// Writes the tokenizer file. It appears complete or not at all, even if the machine fails.
     pub fn save(&self, path: impl AsRef<Path>) -> Result<(), Error> {
-        format::write_atomically(path.as_ref(), &self.to_bytes())
+        format::write_atomically(path.as_ref(), &self.to_bytes()?)
     }
 
-    /// The contents of the tokenizer file. Equal tokenizers have equal files.
-    pub fn to_bytes(&self) -> Vec<u8> {
-        format::write(&self.merges)
+    /// The contents of the tokenizer file. Equal tokenizers have equal files. An error if the tokens are numbered in another way than this crate does,
+    /// which only those of other makers can be.
+    pub fn to_bytes(&self) -> Result<Vec<u8>, Error> {
+        match (&self.numbering, self.older_pattern) {
+            (None, false) => Ok(format::write(&self.merges)),
+            (None, true) => Err(Error::Vocabulary("it splits by the older form of the pattern".into())),
+            (Some(_), _) => Err(Error::Vocabulary(
+                "its tokens are not numbered as a tokenizer file has them: bytes, merges, <|endoftext|>".into(),
+            )),
+        }
     }
 
-    /// The merges: pair i becomes token 256 + i.
+    /// The merges: pair i becomes token 256 + i. None if the tokens are numbered in another way; then there are still
+    /// [`rules`](Tokenizer::rules).
     pub fn merges(&self) -> &[(u32, u32)] {
         &self.merges
     }
 
-    /// Number of tokens: the bytes, the merges and the special token.
+    /// Number of ids: one more than the largest, special tokens included.
     pub fn vocab_size(&self) -> usize {
-        MIN_VOCAB_SIZE + self.merges.len()
+        let ordinary = self
+            .numbering
+            .as_ref()
+            .map_or(self.starts.len() - 1, |numbering| numbering.ranks.len());
+        let special = self.special.tokens().iter().map(|&(_, id)| id as usize + 1).max();
+        ordinary.max(special.unwrap_or(0))
     }
 
-    /// The id of [`END_OF_TEXT`], the last one.
+    /// The id of [`END_OF_TEXT`], the last one in a tokenizer of this crate. `u32::MAX` if another maker's tokenizer has no such token.
     pub fn eot(&self) -> u32 {
-        256 + self.merges.len() as u32
+        self.special(END_OF_TEXT).unwrap_or(u32::MAX)
+    }
+
+    /// The id of a special token.
+    pub fn special(&self, name: &str) -> Option<u32> {
+        self.specials()
+            .iter()
+            .find(|(other, _)| other == name)
+            .map(|&(_, id)| id)
+    }
+
+    /// The special tokens: names and ids.
+    pub fn specials(&self) -> &[(String, u32)] {
+        self.special.tokens()
     }
 
     /// The tokens of a text.
@@ -193,21 +241,123 @@ impl Tokenizer {
 
     /// The tokens of any bytes: those of [`encode`](Tokenizer::encode) if they are UTF-8. [`chunks`] says how others are split.
     pub fn encode_bytes(&self, text: &[u8], special: AllowSpecial) -> Result<Vec<u32>, Error> {
-        let mut merger = Merger::new(&self.table);
-        let mut tokens = Vec::with_capacity(text.len() / 3);
-        let mut rest = text;
-        if special != AllowSpecial::AsText {
-            while let Some(at) = find_special(rest) {
-                if special == AllowSpecial::Refuse {
-                    return Err(Error::Special { offset: at });
-                }
-                encode_ordinary(&mut merger, &rest[..at], &mut tokens);
-                tokens.push(self.eot());
-                rest = &rest[at + END_OF_TEXT.len()..];
+        self.encode_each(text, &vec![special; self.specials().len()])
+    }
+
+    /// As [`encode_bytes`](Tokenizer::encode_bytes), with a policy for each of the [`specials`](Tokenizer::specials).
+    pub fn encode_each(&self, text: &[u8], policy: &[AllowSpecial]) -> Result<Vec<u32>, Error> {
+        let mut tokens = Vec::with_capacity(text.len() / 3 + 16);
+        self.pool.with(self.vocab_size(), |encoder| {
+            self.encode_with(encoder, text, policy, &mut tokens)
+        })?;
+        Ok(tokens)
+    }
+
+    /// The tokens of many texts, one after the other, and how many there are up to the end of each. `threads` share the work, if it is worth it.
+    ///
+    /// An error is that of the first text that has one.
+    pub fn encode_batch<T: AsRef<[u8]> + Sync>(
+        &self,
+        texts: &[T],
+        policy: &[AllowSpecial],
+        threads: usize,
+    ) -> Result<(Vec<u32>, Vec<usize>), Error> {
+        /// Below this, a thread costs more than it saves.
+        const WORTH: usize = 1 << 18;
+        let size: usize = texts.iter().map(|text| text.as_ref().len()).sum();
+        let encode = |texts: &[T], size: usize| {
+            let (mut tokens, mut ends) = (Vec::with_capacity(size / 3 + 16), Vec::with_capacity(texts.len()));
+            self.pool.with(self.vocab_size(), |encoder| {
+                texts.iter().try_for_each(|text| {
+                    self.encode_with(encoder, text.as_ref(), policy, &mut tokens)?;
+                    ends.push(tokens.len());
+                    Ok(())
+                })
+            })?;
+            Ok((tokens, ends))
+        };
+        let threads = threads.min(size / WORTH);
+        if threads < 2 {
+            return encode(texts, size);
+        }
+        // Parts of about the same size, some more than threads: who is done early takes another.
+        let part = size / (4 * threads) + 1;
+        let (mut parts, mut begin, mut length) = (Vec::new(), 0, 0);
+        for (at, text) in texts.iter().enumerate() {
+            length += text.as_ref().len();
+            if length >= part || at + 1 == texts.len() {
+                parts.push((&texts[begin..=at], length));
+                (begin, length) = (at + 1, 0);
             }
         }
-        encode_ordinary(&mut merger, rest, &mut tokens);
-        Ok(tokens)
+        let next = AtomicUsize::new(0);
+        let work = || {
+            let mut done = Vec::new();
+            loop {
+                let at = next.fetch_add(1, Ordering::Relaxed);
+                match parts.get(at) {
+                    Some(&(texts, size)) => done.push((at, encode(texts, size))),
+                    None => return done,
+                }
+            }
+        };
+        let mut done: Vec<_> = std::thread::scope(|scope| {
+            let others: Vec<_> = (1..threads).map(|_| scope.spawn(work)).collect();
+            let mut done = work();
+            for other in others {
+                match other.join() {
+                    Ok(more) => done.extend(more),
+                    Err(panic) => std::panic::resume_unwind(panic),
+                }
+            }
+            done
+        });
+        done.sort_unstable_by_key(|&(at, _)| at);
+        let (mut tokens, mut ends) = (Vec::with_capacity(size / 3 + 16), Vec::with_capacity(texts.len()));
+        for (_, part) in done {
+            let (more, more_ends) = part?;
+            ends.extend(more_ends.iter().map(|end| tokens.len() + end));
+            tokens.extend_from_slice(&more);
+        }
+        Ok((tokens, ends))
+    }
+
+    fn encode_with(
+        &self,
+        encoder: &mut Encoder,
+        text: &[u8],
+        policy: &[AllowSpecial],
+        tokens: &mut Vec<u32>,
+    ) -> Result<(), Error> {
+        let ids = self.numbering.as_ref().map(|numbering| &numbering.ids[..]);
+        let mut from = 0;
+        while let Some((at, length, id)) = self.special.find(&text[from..], from, policy)? {
+            self.encode_ordinary(encoder, ids, &text[from..from + at], tokens);
+            tokens.push(id);
+            from += at + length;
+        }
+        self.encode_ordinary(encoder, ids, &text[from..], tokens);
+        Ok(())
+    }
+
+    fn encode_ordinary(&self, encoder: &mut Encoder, ids: Option<&[u32]>, text: &[u8], tokens: &mut Vec<u32>) {
+        let (text, end) = match self.older_pattern {
+            true => text.split_at(split::last_line_of_space(text)),
+            false => (text, &[][..]),
+        };
+        encoder.encode(&self.table, ids, text, tokens);
+        encoder.encode(&self.table, ids, end, tokens);
+    }
+
+    /// The same tokenizer, with the split that many files of other makers name: the older form of the pattern, for which see [`chunks`].
+    pub fn with_older_pattern(mut self) -> Tokenizer {
+        self.older_pattern = true;
+        self
+    }
+
+    /// Whether it splits by the older form of the pattern.
+    pub fn has_older_pattern(&self) -> bool {
+        self.older_pattern
     }
 
     /// The bytes that the tokens stand for; of the special token, its text.
@@ -219,11 +369,37 @@ impl Tokenizer {
         Ok(bytes)
     }
 
+    /// Where in `text` the characters of each of its tokens begin and end, counted in characters. A token that has only some bytes of a character has
+    /// all of it.
+    ///
+    /// An error if there is an unknown token among `tokens`; if they are not those of `text`, the result means nothing.
+    pub fn offsets(&self, text: &[u8], tokens: &[u32]) -> Result<Vec<(usize, usize)>, Error> {
+        let begins = |at: usize| text.get(at).is_some_and(|byte| !(0x80..0xC0).contains(byte));
+        let (mut at, mut before) = (0, 0);
+        tokens
+            .iter()
+            .map(|&token| {
+                let length = self.token_bytes(token)?.len();
+                let first = before - usize::from(!begins(at) && before > 0);
+                before += (at..at + length).filter(|&at| begins(at)).count();
+                at += length;
+                Ok((first, before))
+            })
+            .collect()
+    }
+
     /// The bytes that one token stands for.
     pub fn token_bytes(&self, id: u32) -> Result<&[u8], Error> {
-        match self.starts.get(id as usize..) {
-            Some([start, end, ..]) => Ok(&self.bytes[*start..*end]),
-            _ => Err(Error::UnknownToken {
+        let rank = match &self.numbering {
+            None => id,
+            Some(numbering) => *numbering.ranks.get(id as usize).unwrap_or(&Numbering::NO_TOKEN),
+        };
+        if let Some([start, end, ..]) = self.starts.get(rank as usize..) {
+            return Ok(&self.bytes[*start..*end]);
+        }
+        match self.specials().iter().find(|&&(_, special)| special == id) {
+            Some((name, _)) => Ok(name.as_bytes()),
+            None => Err(Error::UnknownToken {
                 id,
                 vocab_size: self.vocab_size(),
             }),
@@ -231,9 +407,27 @@ impl Tokenizer {
     }
 }
 
+impl Clone for Tokenizer {
+    fn clone(&self) -> Tokenizer {
+        Tokenizer {
+            merges: self.merges.clone(),
+            table: self.table.clone(),
+            bytes: self.bytes.clone(),
+            starts: self.starts.clone(),
+            special: self.special.clone(),
+            numbering: self.numbering.clone(),
+            older_pattern: self.older_pattern,
+            pool: Pool::default(),
+        }
+    }
+}
+
 impl PartialEq for Tokenizer {
     fn eq(&self, other: &Tokenizer) -> bool {
-        self.merges == other.merges
+        self.ordinary().eq(other.ordinary())
+            && self.rules().eq(other.rules())
+            && self.specials() == other.specials()
+            && self.older_pattern == other.older_pattern
     }
 }
 
@@ -245,22 +439,4 @@ impl fmt::Debug for Tokenizer {
             .field("vocab_size", &self.vocab_size())
             .finish_non_exhaustive()
     }
-}
-
-fn encode_ordinary(merger: &mut Merger<'_>, text: &[u8], tokens: &mut Vec<u32>) {
-    for chunk in chunks(text) {
-        merger.encode(chunk, tokens);
-    }
-}
-
-/// Where the special token first stands in a text.
-fn find_special(text: &[u8]) -> Option<usize> {
-    let mut from = 0;
-    while let Some(at) = text[from..].iter().position(|&byte| byte == END_OF_TEXT.as_bytes()[0]) {
-        if text[from + at..].starts_with(END_OF_TEXT.as_bytes()) {
-            return Some(from + at);
-        }
-        from += at + 1;
-    }
-    None
 }

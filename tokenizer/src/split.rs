@@ -51,7 +51,7 @@ impl<'a> Iterator for Chunks<'a> {
 impl std::iter::FusedIterator for Chunks<'_> {}
 
 /// Length of the chunk that `text`, which is not empty, begins with.
-fn first_chunk(text: &[u8]) -> usize {
+pub(crate) fn first_chunk(text: &[u8]) -> usize {
     let first = text[0];
     if first == b'\'' {
         if let Some(length) = contraction(text) {
@@ -75,8 +75,32 @@ fn first_chunk(text: &[u8]) -> usize {
     }
 }
 
+/// Where the last line of the white space at the end of a text begins, if there is a newline in it; else the end of the text. The older form of the
+/// pattern splits there.
+pub(crate) fn last_line_of_space(text: &[u8]) -> usize {
+    let mut at = text.len();
+    while at > 0 {
+        let following = text[..at]
+            .iter()
+            .rev()
+            .take(3)
+            .take_while(|byte| (0x80..0xC0).contains(*byte))
+            .count();
+        let first = at.saturating_sub(following + 1);
+        match character(&text[first..]) {
+            (Class::Space, length) if first + length == at => {}
+            _ => break,
+        }
+        if is_newline(text[first]) {
+            return at;
+        }
+        at = first;
+    }
+    text.len()
+}
+
 /// Length of the contraction that `text`, which begins with an apostrophe, begins with.
-fn contraction(text: &[u8]) -> Option<usize> {
+pub(crate) fn contraction(text: &[u8]) -> Option<usize> {
     let second = text.get(1)?.to_ascii_lowercase();
     let third = text.get(2).map(u8::to_ascii_lowercase);
     match (second, third) {
@@ -169,7 +193,7 @@ fn character(text: &[u8]) -> (Class, usize) {
 
 /// The character beyond ASCII that `text` begins with and its length; or none and the length of the maximal invalid sequence, which is the longest
 /// that begins a valid one, or one byte.
-fn decode(text: &[u8]) -> (Option<u32>, usize) {
+pub(crate) fn decode(text: &[u8]) -> (Option<u32>, usize) {
     let lead = text[0];
     // How many bytes follow the lead, and what the first of them may be; any further one is a plain continuation byte.
     let (following, mut allowed) = match lead {

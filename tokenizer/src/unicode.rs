@@ -27,9 +27,16 @@ impl Class {
         }
     }
 
+    #[inline]
     fn search(code_point: u32) -> Class {
-        let after = RUNS.partition_point(|&run| run >> 2 <= code_point);
-        match RUNS[after - 1] & 3 {
+        let mut run = match PAGES.get(code_point as usize >> PAGE_BITS) {
+            Some(&run) => run as usize,
+            None => RUNS.len() - 1,
+        };
+        while RUNS.get(run + 1).is_some_and(|next| next >> 2 <= code_point) {
+            run += 1;
+        }
+        match RUNS[run] & 3 {
             0 => Class::Other,
             1 => Class::Letter,
             2 => Class::Number,
@@ -54,6 +61,22 @@ static ASCII: [Class; 128] = [
     O, L, L, L, L, L, L, L, L, L, L, L, L, L, L, L,
     L, L, L, L, L, L, L, L, L, L, L, O, O, O, O, O,
 ];
+
+const PAGE_BITS: u32 = 7;
+
+/// In which run each page of characters begins.
+static PAGES: [u16; 0x11_0000 >> PAGE_BITS] = {
+    let mut pages = [0; 0x11_0000 >> PAGE_BITS];
+    let (mut page, mut run) = (0, 0);
+    while page < pages.len() {
+        while run + 1 < RUNS.len() && RUNS[run + 1] >> 2 <= (page as u32) << PAGE_BITS {
+            run += 1;
+        }
+        pages[page] = run as u16;
+        page += 1;
+    }
+    pages
+};
 
 /// Where a run of characters of one class begins: `first code point << 2 | class`, ascending. A run ends where the next begins.
 #[rustfmt::skip]

@@ -25,24 +25,29 @@ impl Drop for Scratch {
     }
 }
 
-/// The static library, which cargo builds together with this test.
-fn static_library() -> PathBuf {
+/// A library that cargo builds together with this test.
+fn library(name: &str) -> PathBuf {
     let test = env::current_exe().unwrap();
     let found = test
         .ancestors()
         .skip(1)
         .take(2)
-        .map(|dir| dir.join("libmamba_integer_tokenizer.a"))
+        .map(|dir| dir.join(name))
         .find(|path| path.exists());
-    found.expect("libmamba_integer_tokenizer.a beside the test")
+    found.unwrap_or_else(|| panic!("{name} beside the test"))
 }
 
 fn run(command: &mut Command) -> Output {
     command.output().unwrap_or_else(|error| panic!("{command:?}: {error}"))
 }
 
-/// Compiles a program. `compiler` is the name of a variable and what is taken if it is not set.
+/// Compiles a program with the static library. `compiler` is the name of a variable and what is taken if it is not set.
 fn compile(compiler: (&str, &str), options: &[&str], source: &Path, program: &Path) {
+    let archive = library("libmamba_integer_tokenizer.a");
+    compile_with(compiler, options, source, program, &[archive.to_str().unwrap()]);
+}
+
+fn compile_with(compiler: (&str, &str), options: &[&str], source: &Path, program: &Path, libraries: &[&str]) {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
     let mut command = Command::new(env::var_os(compiler.0).unwrap_or_else(|| OsString::from(compiler.1)));
     command
@@ -52,7 +57,7 @@ fn compile(compiler: (&str, &str), options: &[&str], source: &Path, program: &Pa
     command
         .arg(root.join(source))
         .args(["-x", "none"])
-        .arg(static_library())
+        .args(libraries)
         .arg("-o")
         .arg(program);
     if cfg!(target_os = "linux") {
@@ -113,6 +118,54 @@ fn every_function_keeps_its_promises() {
         let program = scratch.0.join(compiler.0);
         compile(compiler, options, Path::new("tests/c_api.c"), &program);
         let output = run(Command::new(&program).current_dir(&scratch.0));
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    }
+}
+
+#[test]
+fn the_cxx_example_works() {
+    let scratch = Scratch::new("cxx");
+    train(["low lower lowest"], 260)
+        .unwrap()
+        .save(scratch.0.join("a.bpe"))
+        .unwrap();
+    let program = scratch.0.join("stream");
+    compile(CXX, &["-std=c++11"], Path::new("examples/cpp/stream.cpp"), &program);
+    let run_with = |texts: &[&str]| run(Command::new(&program).arg(scratch.0.join("a.bpe")).args(texts));
+    let output = run_with(&["lower é", "", "low\u{1F600}"]);
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let expected = "6 tokens: [low][e][r][ ][][é]\n0 tokens: \n5 tokens: [low][][][][\u{1F600}]\n";
+    assert_eq!(String::from_utf8_lossy(&output.stdout), expected);
+    let output = run_with(&["a", "b<|endoftext|>"]);
+    assert_eq!(output.status.code(), Some(2));
+    assert_eq!(
+        output.stderr,
+        b"error: the text contains the special token <|endoftext|> at byte 1\n"
+    );
+}
+
+#[cfg(target_os = "linux")]
+#[test]
+fn the_shared_library_works_by_its_other_name() {
+    let scratch = Scratch::new("shared");
+    train(["low lower lowest"], 260)
+        .unwrap()
+        .save(scratch.0.join("a.bpe"))
+        .unwrap();
+    fs::copy(
+        library("libmamba_integer_tokenizer.so"),
+        scratch.0.join("librustbpe.so"),
+    )
+    .unwrap();
+    let folder = scratch.0.to_str().unwrap();
+    let libraries = [&format!("-L{folder}"), "-lrustbpe", &format!("-Wl,-rpath,{folder}")];
+    for (compiler, options, source) in [
+        (C, &C_OPTIONS[..], "examples/c/encode.c"),
+        (CXX, &["-std=c++11"][..], "examples/cpp/stream.cpp"),
+    ] {
+        let program = scratch.0.join(compiler.0);
+        compile_with(compiler, options, Path::new(source), &program, &libraries);
+        let output = run(Command::new(&program).arg(scratch.0.join("a.bpe")).arg("lower"));
         assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     }
 }

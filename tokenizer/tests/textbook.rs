@@ -105,7 +105,10 @@ fn training_depends_on_no_order() {
     let mut documents: Vec<String> = (0..50).map(|_| random.text(40)).collect();
     let forwards = train(&documents, 400).unwrap();
     documents.reverse();
-    assert_eq!(forwards.to_bytes(), train(&documents, 400).unwrap().to_bytes());
+    assert_eq!(
+        forwards.to_bytes().unwrap(),
+        train(&documents, 400).unwrap().to_bytes().unwrap()
+    );
 }
 
 #[test]

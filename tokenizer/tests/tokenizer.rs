@@ -75,7 +75,7 @@ fn the_special_token_is_refused_made_or_text() {
     let ordinary = |text| tokenizer.encode(text, AllowSpecial::Refuse).unwrap();
     let text = "one<|endoftext|>two <|endoftext|>\n";
     match tokenizer.encode(text, AllowSpecial::default()) {
-        Err(error @ Error::Special { offset: 3 }) => {
+        Err(error @ Error::Special { offset: 3, .. }) => {
             assert_eq!(
                 error.to_string(),
                 "the text contains the special token <|endoftext|> at byte 3"

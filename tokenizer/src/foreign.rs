@@ -1,0 +1,348 @@
+//! Vocabularies of other makers: tokens numbered in any way, merges as ranks or as a list.
+//!
+//! Within the crate tokens are numbered by rank: the bytes come first, then what merges make, in the order in which they apply. A vocabulary that
+//! numbers otherwise has a [`Numbering`].
+//!
+//! tiktoken merges any two neighbours that make up a token, the lowest rank first. It is enough to know one pair for each token: that which is left of
+//! its bytes when all lower ranks have been merged. For where two neighbours make up a token, nothing has been merged across their outer ends, so what
+//! happened between them is what happens to these bytes alone. A token of which more than two parts are left can only be made of tokens of higher ranks;
+//! for such a token all pairs are taken.
+
+use std::collections::HashMap;
+
+use crate::bpe::{Merger, PairTable};
+use crate::cache::Pool;
+use crate::special::Specials;
+use crate::{Error, Tokenizer, END_OF_TEXT, MAX_MERGES, MAX_TOKEN_BYTES};
+
+/// How a vocabulary numbers its tokens.
+#[derive(Clone)]
+pub(crate) struct Numbering {
+    /// Ids, by rank.
+    pub(crate) ids: Vec<u32>,
+    /// Ranks by id; [`Numbering::NO_TOKEN`] where there is none.
+    pub(crate) ranks: Vec<u32>,
+    /// The merges: left, right and resulting id, in the order in which they apply.
+    merges: Vec<[u32; 3]>,
+}
+
+impl Numbering {
+    pub(crate) const NO_TOKEN: u32 = u32::MAX;
+}
+
+/// The largest id of a vocabulary.
+const MAX_ID: u32 = 1 << 24;
+
+fn refuse<T>(cause: impl Into<String>) -> Result<T, Error> {
+    Err(Error::Vocabulary(cause.into()))
+}
+
+/// Tokens with their ids: all different, bytes and ids.
+struct Tokens<'a> {
+    ids: HashMap<&'a [u8], u32>,
+    bytes: [u32; 256],
+}
+
+impl<'a> Tokens<'a> {
+    fn new(tokens: &'a [(Vec<u8>, u32)], special: &[(String, u32)]) -> Result<Tokens<'a>, Error> {
+        if tokens.len() > MAX_MERGES + 256 {
+            return refuse(format!("more than {} tokens", MAX_MERGES + 256));
+        }
+        let mut ids = HashMap::with_capacity(tokens.len());
+        let mut taken = vec![false; MAX_ID as usize + 1];
+        let numbers = tokens
+            .iter()
+            .map(|&(_, id)| id)
+            .chain(special.iter().map(|&(_, id)| id));
+        for id in numbers {
+            match taken.get_mut(id as usize) {
+                None => return refuse(format!("the id {id} is above {MAX_ID}")),
+                Some(true) => return refuse(format!("two tokens have the id {id}")),
+                Some(taken) => *taken = true,
+            }
+        }
+        for (token, id) in tokens {
+            if token.is_empty() || token.len() > MAX_TOKEN_BYTES {
+                return refuse(format!(
+                    "token {id} has {} bytes, not 1 to {MAX_TOKEN_BYTES}",
+                    token.len()
+                ));
+            }
+            if let Some(other) = ids.insert(token.as_slice(), *id) {
+                return refuse(format!("the tokens {other} and {id} have the same bytes"));
+            }
+        }
+        let mut bytes = [0; 256];
+        for (byte, id) in (0..=255u8).zip(&mut bytes) {
+            match ids.get([byte].as_slice()) {
+                Some(&found) => *id = found,
+                None => return refuse(format!("the byte {byte} is no token")),
+            }
+        }
+        Ok(Tokens { ids, bytes })
+    }
+}
+
+impl Tokenizer {
+    /// A tokenizer with tiktoken's meaning of ranks: of the pairs of neighbours that make up a token, the one with the lowest id is merged first.
+    ///
+    /// `tokens` are bytes and ids, among them all single bytes. `special` are the names and ids of special tokens. The split is this crate's.
+    pub fn from_ranks(tokens: &[(Vec<u8>, u32)], special: &[(String, u32)]) -> Result<Tokenizer, Error> {
+        let known = Tokens::new(tokens, special)?;
+        let mut longer: Vec<&(Vec<u8>, u32)> = tokens.iter().filter(|(token, _)| token.len() > 1).collect();
+        longer.sort_unstable_by_key(|(_, id)| *id);
+
+        let single: Vec<Vec<u8>> = (0..=255).map(|byte| vec![byte]).collect();
+        let all = || single.iter().chain(longer.iter().map(|(token, _)| token));
+        let ranks: HashMap<&[u8], u32> = all().map(Vec::as_slice).zip(0..).collect();
+
+        let mut table = PairTable::with_capacity(longer.len());
+        let (mut merger, mut parts) = (Merger::default(), Vec::new());
+        let mut pairs = Vec::with_capacity(longer.len());
+        for (rank, (token, _)) in (256..).zip(&longer) {
+            parts.clear();
+            merger.encode(&table, token, &mut parts);
+            if let [left, right] = parts[..] {
+                table.insert((left, right), rank);
+                pairs.push([left, right, rank]);
+                continue;
+            }
+            for at in 1..token.len() {
+                if let (Some(&left), Some(&right)) = (ranks.get(&token[..at]), ranks.get(&token[at..])) {
+                    table.insert((left, right), rank);
+                    pairs.push([left, right, rank]);
+                }
+            }
+        }
+        let ids = known
+            .bytes
+            .iter()
+            .copied()
+            .chain(longer.iter().map(|(_, id)| *id))
+            .collect();
+        Tokenizer::assemble(table, all(), ids, &pairs, special)
+    }
+
+    /// A tokenizer with an ordered list of merges, each of two tokens to the one whose bytes are theirs, as Hugging Face's files have.
+    ///
+    /// Several merges may make the same token, if they stand together; they are taken as one, of which the leftmost place comes first. Else as
+    /// [`from_ranks`](Tokenizer::from_ranks).
+    pub fn from_merges(
+        tokens: &[(Vec<u8>, u32)],
+        merges: &[(Vec<u8>, Vec<u8>)],
+        special: &[(String, u32)],
+    ) -> Result<Tokenizer, Error> {
+        let known = Tokens::new(tokens, special)?;
+        if merges.len() > 16 * MAX_MERGES {
+            return refuse("too many merges");
+        }
+        // Ranks are given by the first merge to a token; after these come tokens that nothing makes.
+        let mut ranks: HashMap<u32, u32> = known.bytes.iter().copied().zip(0..).collect();
+        let mut ids = known.bytes.to_vec();
+        let mut made = Vec::with_capacity(merges.len());
+        let mut token = Vec::new();
+        for (number, (left, right)) in merges.iter().enumerate() {
+            token.clear();
+            token.extend_from_slice(left);
+            token.extend_from_slice(right);
+            let find = |bytes: &[u8]| known.ids.get(bytes).copied();
+            let (Some(left), Some(right), Some(id)) = (find(left), find(right), find(&token)) else {
+                return refuse(format!("merge {number} is of or to what is no token"));
+            };
+            let next = ids.len() as u32;
+            let rank = *ranks.entry(id).or_insert(next);
+            if rank == next {
+                ids.push(id);
+            } else if rank + 1 != next || made.is_empty() {
+                return refuse(format!(
+                    "merge {number} makes a token that an earlier one makes already"
+                ));
+            }
+            made.push([left, right, id]);
+        }
+        for (_, id) in tokens {
+            let next = ids.len() as u32;
+            if *ranks.entry(*id).or_insert(next) == next {
+                ids.push(*id);
+            }
+        }
+        let mut table = PairTable::with_capacity(made.len());
+        let pairs: Vec<[u32; 3]> = made.iter().map(|pair| pair.map(|id| ranks[&id])).collect();
+        for (number, &[left, right, rank]) in pairs.iter().enumerate() {
+            if !table.insert((left, right), rank) {
+                return refuse(format!("merge {number} is there already"));
+            }
+        }
+        let by_id: HashMap<u32, &Vec<u8>> = tokens.iter().map(|(token, id)| (*id, token)).collect();
+        let all: Vec<&Vec<u8>> = ids.iter().map(|id| by_id[id]).collect();
+        Tokenizer::assemble(table, all, ids, &pairs, special)
+    }
+
+    /// From tokens by rank, and merges in ranks.
+    fn assemble<'a>(
+        table: PairTable,
+        tokens: impl IntoIterator<Item = &'a Vec<u8>>,
+        ids: Vec<u32>,
+        pairs: &[[u32; 3]],
+        special: &[(String, u32)],
+    ) -> Result<Tokenizer, Error> {
+        if let Some((_, id)) = special.iter().find(|(name, _)| name.is_empty()) {
+            return refuse(format!("the special token {id} has no name"));
+        }
+        let (mut bytes, mut starts) = (Vec::new(), vec![0]);
+        for token in tokens {
+            bytes.extend_from_slice(token);
+            starts.push(bytes.len());
+        }
+        let mut tokenizer = Tokenizer {
+            merges: Vec::new(),
+            table,
+            bytes,
+            starts,
+            special: Specials::new(special.to_vec()),
+            numbering: None,
+            older_pattern: false,
+            pool: Pool::default(),
+        };
+        // Numbered as this crate does, it is a tokenizer like those that this crate trains.
+        let end = (END_OF_TEXT.to_string(), ids.len() as u32);
+        let own = (0..).zip(&ids).all(|(rank, &id)| rank == id)
+            && pairs.len() + 256 == ids.len()
+            && (256..).zip(pairs).all(|(id, &[.., made])| id == made)
+            && *special == [end];
+        if own {
+            tokenizer.merges = pairs.iter().map(|&[left, right, _]| (left, right)).collect();
+            return Ok(tokenizer);
+        }
+        let mut ranks = vec![Numbering::NO_TOKEN; ids.iter().max().map_or(0, |&last| last as usize + 1)];
+        for (rank, &id) in (0..).zip(&ids) {
+            ranks[id as usize] = rank;
+        }
+        let merges = pairs.iter().map(|&pair| pair.map(|rank| ids[rank as usize])).collect();
+        tokenizer.numbering = Some(Box::new(Numbering { ids, ranks, merges }));
+        Ok(tokenizer)
+    }
+
+    /// From the contents of a `.tiktoken` file: lines of a token in base 64 and its rank. It names no special tokens and no split.
+    pub fn from_tiktoken(file: &[u8], special: &[(String, u32)]) -> Result<Tokenizer, Error> {
+        let mut tokens = Vec::with_capacity(file.len() / 16);
+        for (number, line) in (1..).zip(file.split(|&byte| byte == b'\n')) {
+            let line = line.strip_suffix(b"\r").unwrap_or(line);
+            if line.is_empty() {
+                continue;
+            }
+            match rank_line(line) {
+                Some(token) => tokens.push(token),
+                None => return refuse(format!("line {number} is not a token in base 64 and its rank")),
+            }
+            if tokens.len() > MAX_MERGES + 256 {
+                return refuse("too many lines");
+            }
+        }
+        Tokenizer::from_ranks(&tokens, special)
+    }
+
+    /// The contents of the `.tiktoken` file: all tokens but the special ones. An error if two of them have the same bytes, or if tiktoken, which
+    /// merges in the order of ids, would merge in another order.
+    pub fn to_tiktoken(&self) -> Result<Vec<u8>, Error> {
+        let tokens: Vec<(Vec<u8>, u32)> = self.ordinary().map(|(id, token)| (token.to_vec(), id)).collect();
+        let special = self.special.tokens();
+        let again = Tokenizer::from_ranks(&tokens, special)?;
+        let made = |tokenizer: &Tokenizer| {
+            let mut made: Vec<[u32; 3]> = tokenizer.rules().collect();
+            made.sort_unstable();
+            made
+        };
+        let rising = self.rules().map(|[.., id]| id).is_sorted();
+        if !rising || made(&again) != made(self) {
+            return refuse("its merges are not those that the order of its ids implies");
+        }
+        let mut tokens = tokens;
+        tokens.sort_unstable_by_key(|&(_, id)| id);
+        let mut file = Vec::new();
+        for (token, id) in tokens {
+            file.extend_from_slice(base64(&token).as_bytes());
+            file.extend_from_slice(format!(" {id}\n").as_bytes());
+        }
+        Ok(file)
+    }
+
+    /// All tokens but the special ones, with their ids.
+    pub fn ordinary(&self) -> impl Iterator<Item = (u32, &[u8])> {
+        self.starts.windows(2).enumerate().map(|(rank, bounds)| {
+            let id = self
+                .numbering
+                .as_ref()
+                .map_or(rank as u32, |numbering| numbering.ids[rank]);
+            (id, &self.bytes[bounds[0]..bounds[1]])
+        })
+    }
+
+    /// The merges in the order in which they apply: the ids of left, right and result.
+    pub fn rules(&self) -> impl Iterator<Item = [u32; 3]> + '_ {
+        let own = (256..).zip(&self.merges).map(|(id, &(left, right))| [left, right, id]);
+        own.chain(
+            self.numbering
+                .iter()
+                .flat_map(|numbering| numbering.merges.iter().copied()),
+        )
+    }
+}
+
+fn rank_line(line: &[u8]) -> Option<(Vec<u8>, u32)> {
+    let space = line.iter().position(|&byte| byte == b' ')?;
+    let digits = &line[space + 1..];
+    if digits.is_empty() || digits.len() > 9 || !digits.iter().all(u8::is_ascii_digit) {
+        return None;
+    }
+    let rank = digits.iter().fold(0, |rank, digit| 10 * rank + u32::from(digit - b'0'));
+    Some((unbase64(&line[..space])?, rank))
+}
+
+const DIGITS: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
+
+fn base64(bytes: &[u8]) -> String {
+    let mut text = String::new();
+    for three in bytes.chunks(3) {
+        let number = (0..3).fold(0, |number, at| {
+            number << 8 | u32::from(three.get(at).copied().unwrap_or(0))
+        });
+        for at in 0..4 {
+            text.push(match at <= three.len() {
+                true => DIGITS[(number >> (18 - 6 * at)) as usize & 63].into(),
+                false => '=',
+            });
+        }
+    }
+    text
+}
+
+fn unbase64(text: &[u8]) -> Option<Vec<u8>> {
+    if !text.len().is_multiple_of(4) {
+        return None;
+    }
+    let padding = text.iter().rev().take_while(|&&byte| byte == b'=').count();
+    if padding > 2 {
+        return None;
+    }
+    let mut bytes = Vec::with_capacity(text.len() / 4 * 3);
+    let (mut number, mut bits) = (0u32, 0);
+    for &digit in &text[..text.len() - padding] {
+        let value = match digit {
+            b'A'..=b'Z' => digit - b'A',
+            b'a'..=b'z' => digit - b'a' + 26,
+            b'0'..=b'9' => digit - b'0' + 52,
+            b'+' => 62,
+            b'/' => 63,
+            _ => return None,
+        };
+        number = (number << 6 | u32::from(value)) & 0xFFFF;
+        bits += 6;
+        if bits >= 8 {
+            bits -= 8;
+            bytes.push((number >> bits) as u8);
+        }
+    }
+    // Bits that belong to no byte must be zero: a token has one form.
+    (number & ((1 << bits) - 1) == 0).then_some(bytes)
+}

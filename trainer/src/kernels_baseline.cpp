@@ -1,0 +1,2 @@
+#define MI_NAMESPACE baseline
+#include "kernels.inc.hpp"

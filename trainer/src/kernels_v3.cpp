@@ -1,0 +1,2 @@
+#define MI_NAMESPACE v3
+#include "kernels.inc.hpp"

@@ -1,0 +1,2 @@
+#define MI_NAMESPACE v4
+#include "kernels.inc.hpp"
