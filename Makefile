@@ -28,18 +28,19 @@ CXX_SOURCES := $(shell find engine tokenizer trainer -type f \( -name '*.cpp' -o
 say = @printf '==> %s\n' $(1)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test vectors bench lint clean build native lint-python lint-rust lint-cpp test-rust test-cpp test-python \
+.PHONY: help demo test test-cross vectors bench lint clean build native lint-python lint-rust lint-cpp test-rust test-cpp test-python \
 	test-package
 .NOTPARALLEL:
 
 help:
 	@echo 'make demo      build all, let the shipped model tell a story, check every logit against the reference, prove and verify it'
 	@echo 'make test      everything: lint, Rust tests, C++ tests (also under sanitizers), Python tests'
+	@echo 'make test-cross  the engine on other processors, bare metal and WebAssembly: the same digests (needs cross compilers and QEMU)'
 	@echo 'make lint      format and static checks of Python, Rust and C++'
 	@echo 'make vectors   write spec/vectors/*.json again from the executable spec'
 	@echo 'make bench     speed of decode, prefill, tokenizer and prover on this machine'
 	@echo 'make build     only the environment in .venv with the package in it ($(BIN)/mamba-integer)'
-	@echo 'make native    the standalone engine build/engine/mamba_infer and verifier target/release/mamba-integer-verify (no Python needed)'
+	@echo 'make native    engine build/engine/mamba_infer, verifier target/release/mamba-integer-verify, tokenizer librustbpe.so (no Python needed)'
 	@echo 'make clean     remove build output (not .venv)'
 
 demo: $(STAMPS)/package $(STAMPS)/native
@@ -105,6 +106,10 @@ $(STAMPS)/native: $(STAMPS)/cmake $(NATIVE_SOURCES) $(CXX_SOURCES)
 		>build/engine.log 2>&1 || { cat build/engine.log >&2; exit 1; }
 	$(call say,'building the standalone verifier (target/release/mamba-integer-verify)')
 	@cargo build --quiet --locked --release -p mamba-integer-prover --bin mamba-integer-verify
+	$(call say,'building the tokenizer as a library (target/release/libmamba_integer_tokenizer.a and librustbpe.so)')
+	@cargo build --quiet --locked --release -p mamba-integer-tokenizer
+	@for library in target/release/libmamba_integer_tokenizer.*; do case $$library in \
+		*.so) cp "$$library" target/release/librustbpe.so;; *.dylib) cp "$$library" target/release/librustbpe.dylib;; esac; done
 	@touch $@
 
 # ---- checks ----------------------------------------------------------------------------------------------------------------------------------
@@ -140,9 +145,21 @@ test-cpp: $(STAMPS)/cmake
 	$(call say,'C++ tests under the address and undefined-behaviour sanitizers')
 	@$(WITH_BIN) scripts/test_engine.sh build/engine-sanitized -DCMAKE_BUILD_TYPE=Debug -DMI_SANITIZE=ON
 
-test-python: $(STAMPS)/package $(STAMPS)/dev $(STAMPS)/native
+# The monitor's page is tested in a browser.
+$(STAMPS)/browser:
+	@command -v chromium >/dev/null || command -v chromium-browser >/dev/null || command -v google-chrome >/dev/null || \
+		{ [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null && { apt-get update -qq && apt-get install -y -qq --no-install-recommends chromium; } >&2; } || \
+		{ echo 'error: the tests need a browser, Chromium (on Debian: apt-get install chromium)' >&2; exit 1; }
+	@mkdir -p $(STAMPS) && touch $@
+
+test-python: $(STAMPS)/package $(STAMPS)/dev $(STAMPS)/native $(STAMPS)/browser
 	$(call say,'Python tests')
 	@$(BIN)/python -m pytest
+
+# Needs what `scripts/test_cross.sh --packages` names, on Debian.
+test-cross:
+	$(call say,'the same bits on other processors')
+	@scripts/test_cross.sh build/cross
 
 # What people would install: source distribution, wheel made from it, used from another folder.
 PACKAGE := build/package

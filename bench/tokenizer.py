@@ -24,6 +24,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
+
 from bench.common import machine
 from mamba_integer.cli import CHECKOUT
 from mamba_integer.errors import ArgumentError
@@ -56,8 +59,8 @@ class Peer(ABC):
     def encode_batch(self, texts: list[str]) -> Any:
         """The ids of many, on this thread."""
 
-    def ids(self, text: str) -> list[int]:
-        return list(map(int, self.encode(text)))
+    def ids(self, text: str) -> npt.NDArray[np.uint32]:
+        return np.asarray(self.encode(text), np.uint32)
 
     @staticmethod
     @abstractmethod
@@ -301,7 +304,10 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
             tokenizer = Tokenizer.train([text], options.vocab_size)
         vocabulary = Vocabulary(tokenizer, Path(folder), text)
         peers, missing = [], []
+        wanted = options.peers.split(",") if options.peers else [peer.name for peer in PEERS]
         for peer in PEERS:
+            if peer is not Ours and peer.name not in wanted:
+                continue
             try:
                 with silent():
                     peers.append(peer(vocabulary))
@@ -368,7 +374,9 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
 def check(peers: list[Peer], texts: list[str]) -> list[str]:
     """Who gives other ids than ours."""
     ours = [peers[0].ids(text) for text in texts]
-    return [peer.name for peer in peers[1:] if peer.same_ids and [peer.ids(text) for text in texts] != ours]
+    others = [peer for peer in peers[1:] if peer.same_ids]
+    same = {peer: all(map(np.array_equal, ours, map(peer.ids, texts))) for peer in others}
+    return [peer.name for peer in others if not same[peer]]
 
 
 if __name__ == "__main__":

@@ -67,8 +67,8 @@ class Tokenizer:
     def from_tiktoken(data: bytes, special: Sequence[tuple[str, int]]) -> Tokenizer: ...
     @staticmethod
     def from_merges(
-        vocabulary: Sequence[tuple[str, int]],
-        merges: Sequence[tuple[str, str]],
+        vocabulary: dict[str, int],
+        merges: Sequence[Sequence[str] | str],
         special: Sequence[tuple[str, int]],
         older_pattern: bool,
     ) -> Tokenizer: ...

@@ -197,6 +197,31 @@ def build_parser() -> argparse.ArgumentParser:
 
     p = verb(
         verbs,
+        "inspect",
+        _inspect,
+        "Continue a prompt and show the state's inside. How long each head remembers, what saturates, norm shifts, candidates; a page with drawings.",
+        "inspect --prompt 'Once upon a time'",
+        "inspect --prompt 'The little dog' --temperature 0 --max-tokens 20 -o dog.html",
+        "inspect --prompt 'Once upon a time' --json",
+    )
+    model_option(p)
+    p.add_argument("--prompt", required=True, metavar="TEXT", help="text to continue; - reads it from standard input")
+    p.add_argument("--max-tokens", type=_count, default=40, metavar="N", help="default: %(default)s")
+    p.add_argument("--temperature", default="0.8", metavar="T", help="0 is greedy (default: %(default)s)")
+    p.add_argument("--top-k", type=_unsigned(32), default=40, metavar="K", help="0 is off (default: %(default)s)")
+    p.add_argument("--top-p", default="1", metavar="P", help="1 is off (default: %(default)s)")
+    p.add_argument("--seed", type=_unsigned(64), default=0, metavar="N", help="default: %(default)s")
+    p.add_argument(
+        "--candidates",
+        type=_count,
+        default=5,
+        metavar="N",
+        help="likeliest tokens told of each step (default: %(default)s)",
+    )
+    p.add_argument("-o", "--output", type=Path, metavar="FILE", help="also write an HTML page with drawings")
+
+    p = verb(
+        verbs,
         "replay",
         _replay,
         "Check a receipt. The engine computes its generation again; exit status 0 only if every bit is the same, 1 if not, and the reason.",
@@ -444,6 +469,7 @@ def build_parser() -> argparse.ArgumentParser:
         ("decode", "Tokens per second one at a time."),
         ("prefill", "Tokens per second of a prompt."),
         ("tokenizer", "Megabytes per second of training and encoding, beside other tokenizers that are installed."),
+        ("train", "Tokens per second of training steps, beside transformers and mambapy where they are installed."),
         ("prove", "Proving and verifying generations: seconds, bytes, memory, and where the time goes."),
     ):
         p = verb(benches, name, _bench, text, f"bench {name}", f"bench {name} --json")
@@ -460,6 +486,7 @@ def build_parser() -> argparse.ArgumentParser:
             p.add_argument(
                 "--data", type=Path, action="append", metavar="FILE", help="UTF-8 text to encode and to learn from"
             )
+            p.add_argument("--peers", metavar="NAME,NAME", help="only these others (default: all that are installed)")
             p.add_argument(
                 "--vocabulary",
                 type=Path,
@@ -470,6 +497,13 @@ def build_parser() -> argparse.ArgumentParser:
                 p.add_argument(
                     flag, type=_count, default=4096, metavar="N", help=f"tokens to {purpose} (default: %(default)s)"
                 )
+        if name == "train":
+            p.add_argument("--threads", type=_count, default=1, metavar="N", help="default: %(default)s")
+            p.add_argument(
+                "--shape",
+                choices=("small", "shipped", "ablation"),
+                help="d_model 256, 6 layers, vocabulary 4,096 (default); or 192, 4 and 2,048; or 128, 4 and 2,048",
+            )
         if name in ("decode", "prefill"):
             p.add_argument("--threads", type=_count, default=1, metavar="N", help="default: %(default)s")
             p.add_argument(
@@ -562,6 +596,52 @@ def _generate(options: argparse.Namespace) -> int:
         if options.logprobs:
             out["logprobs"] = [piece.logprob for piece in pieces]
         _print_json(out)
+    return 0
+
+
+def _inspect(options: argparse.Namespace) -> int:
+    from mamba_integer.engine import Model
+    from mamba_integer.files import write_atomically
+    from mamba_integer.inspection import inspect, page
+
+    if options.output is not None and (not options.output.parent.is_dir() or options.output.is_dir()):
+        raise ArgumentError(f"{options.output}: no file can be written there")
+    found = inspect(
+        Model.load(options.model),
+        _text_argument(options.prompt),
+        max_tokens=options.max_tokens,
+        temperature=options.temperature,
+        top_k=options.top_k,
+        top_p=options.top_p,
+        seed=options.seed,
+        candidates=options.candidates,
+    )
+    if options.output is not None:
+        write_atomically(options.output, page(found).encode())
+    if options.json:
+        _print_json(found.to_json())
+        return 0
+    decode = found.model.tokenizer.decode
+    print(f"{_text_argument(options.prompt)}{found.text}\n\ncandidates before each token, in percent; * was chosen")
+    for token, step in zip(found.tokens, found.candidates, strict=True):
+        told = "  ".join(f"{'*' if t == token else ''}{decode([t])!r} {100 * p:.1f}" for t, p in step)
+        print(f"{decode([token])!r:>14}  {told}")
+    print("\nhalf-life of each head in tokens: median (10th to 90th percentile), shortest first")
+    heads = sorted(found.heads(), key=lambda h: (h["layer"], h["half_life"]))
+    for layer in range(found.half_life.shape[1]):
+        told = "  ".join(
+            f"{h['half_life']:.3g} ({h['half_life_p10']:.3g}-{h['half_life_p90']:.3g})"
+            for h in heads
+            if h["layer"] == layer
+        )
+        print(f"layer {layer}  {told}")
+    print("\nnorm shifts: mean (least to most)")
+    for n in found.norms():
+        print(f"layer {n['layer']} {n['norm']}  {n['shift_mean']:.2f} ({n['shift_min']}-{n['shift_max']})")
+    print("\nsaturated values in percent")
+    for (layer, site), (count, values) in sorted(found.saturated.items()):
+        if count:
+            print(f"layer {layer} {site:<9} {100 * count / values:.3f} ({count:,} of {values:,})")
     return 0
 
 

@@ -18,16 +18,18 @@ PATTERN = (
 # by ours.
 OLDER_PATTERN = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 
-Vocabulary = list[tuple[str, int]]
-Merges = list[tuple[str, str]]
-
 
 class Contents(NamedTuple):
-    """A byte-level BPE. vocabulary: tokens, a character for each byte, and ids; merges in order; special: names and ids; which form of the pattern."""
+    """A byte-level BPE.
 
-    vocabulary: Vocabulary
-    merges: Merges
-    special: Vocabulary
+    vocabulary: tokens, a character for each byte, and ids, perhaps the special tokens among them; merges in order, each a list of two tokens or a string
+    of both with a space between them; special: names and ids; which form of the pattern. `read` does not look into vocabulary and merges: the tokenizer
+    does.
+    """
+
+    vocabulary: dict[str, int]
+    merges: list[list[str] | tuple[str, str] | str]
+    special: dict[str, int]
     older_pattern: bool = False
 
 
@@ -44,7 +46,7 @@ def write(contents: Contents) -> bytes:
             "normalized": False,
             "special": True,
         }
-        for name, token in special
+        for name, token in special.items()
     ]
     split = {
         "type": "Split",
@@ -71,7 +73,7 @@ def write(contents: Contents) -> bytes:
             "fuse_unk": False,
             "byte_fallback": False,
             "ignore_merges": False,
-            "vocab": dict(sorted(vocabulary, key=lambda token: token[1])) | dict(special),
+            "vocab": dict(sorted((vocabulary | special).items(), key=lambda token: token[1])),
             "merges": merges,
         },
     }
@@ -96,15 +98,14 @@ def read(file: bytes) -> Contents:
         raise _not("it has a normalizer")
     pattern = _split(content.get("pre_tokenizer"))
     vocabulary = _object(model.get("vocab"), "model.vocab")
-    for token, number in vocabulary.items():
-        _check_id(token, number)
+    merges = model.get("merges")
+    if not isinstance(merges, list):
+        raise _not("model.merges is not a list")
     special = _special(content.get("added_tokens", []))
-    names = dict(special)
-    tokens = [(token, number) for token, number in vocabulary.items() if names.get(token) != number]
-    if model.get("ignore_merges") and len(tokens) - 256 > len(model.get("merges") or ()):
+    if model.get("ignore_merges") and len(vocabulary.keys() - special.keys()) - 256 > len(merges):
         # With it, a chunk that is a token is this token even if no merge makes it.
         raise _not("its model has ignore_merges and tokens that no merge makes")
-    return Contents(tokens, _merges(model.get("merges")), special, pattern == OLDER_PATTERN)
+    return Contents(vocabulary, merges, special, pattern == OLDER_PATTERN)
 
 
 def _not(cause: str) -> TokenizerError:
@@ -115,11 +116,6 @@ def _object(value: Any, name: str) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise _not(f"{name} is not an object")
     return value
-
-
-def _check_id(token: str, number: Any) -> None:
-    if type(number) is not int or not 0 <= number < 1 << 32:
-        raise _not(f"the id of {token!r} is not a number below 2^32")
 
 
 def _split(value: Any) -> str:
@@ -141,32 +137,21 @@ def _split(value: Any) -> str:
             raise _not("its pre_tokenizer is not a split by GPT-4's pattern and ByteLevel without one")
 
 
-def _special(value: Any) -> Vocabulary:
+def _special(value: Any) -> dict[str, int]:
     if not isinstance(value, list):
         raise _not("added_tokens is not a list")
-    special: Vocabulary = []
+    special: dict[str, int] = {}
     for token in value:
-        name = _object(token, "an added token").get("content")
+        added = _object(token, "an added token")
+        name, number = added.get("content"), added.get("id")
         if not isinstance(name, str) or not name:
             raise _not("an added token has no content")
-        _check_id(name, token.get("id"))
+        if type(number) is not int or not 0 <= number < 1 << 32:
+            raise _not(f"the id of {name!r} is not a number below 2^32")
         for key in ("single_word", "lstrip", "rstrip"):
-            if token.get(key):
+            if added.get(key):
                 raise _not(f"the added token {name!r} has {key}")
-        special.append((name, token["id"]))
+        if name in special:
+            raise _not(f"the token {name!r} is added twice")
+        special[name] = number
     return special
-
-
-def _merges(value: Any) -> Merges:
-    if not isinstance(value, list):
-        raise _not("model.merges is not a list")
-    merges: Merges = []
-    for merge in value:
-        # Older files have both tokens in one string; a token has no space, which stands for no byte.
-        pair = merge.split(" ") if isinstance(merge, str) else merge
-        match pair:
-            case [str() as left, str() as right]:
-                merges.append((left, right))
-            case _:
-                raise _not("a merge is not a pair of tokens")
-    return merges

@@ -84,7 +84,8 @@ class Tokenizer:
         Source: the format of the Python package tokenizers, as its `Tokenizer.save` writes it.
         """
         found = huggingface.read(_contents(file))
-        return cls(_native.Tokenizer.from_merges(found.vocabulary, found.merges, found.special, found.older_pattern))
+        special = list(found.special.items())
+        return cls(_native.Tokenizer.from_merges(found.vocabulary, found.merges, special, found.older_pattern))
 
     @classmethod
     def train(cls, text: str | Iterable[str], vocab_size: int, *, threads: int = 0) -> Tokenizer:
@@ -191,8 +192,8 @@ class Tokenizer:
     def to_huggingface(self) -> bytes:
         """The contents of a `tokenizer.json`, which the packages tokenizers and transformers (`PreTrainedTokenizerFast(tokenizer_file=…)`) read."""
         vocabulary, merges = self._native.merges()
-        special = list(self._special.items())
-        return huggingface.write(huggingface.Contents(vocabulary, merges, special, self._native.older_pattern))
+        contents = huggingface.Contents(dict(vocabulary), list(merges), self._special, self._native.older_pattern)
+        return huggingface.write(contents)
 
     @property
     def digest(self) -> str:

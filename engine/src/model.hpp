@@ -7,19 +7,14 @@
 #include <cstddef>
 #include <cstdint>
 #include <memory>
-#include <stdexcept>
 #include <string>
 #include <vector>
 
 #include "arith.hpp"
 #include "bytes.hpp"
+#include "error.hpp"
 
 namespace mi {
-
-// The file breaks spec/FORMAT.md; what() names the cause.
-struct FormatError : std::runtime_error {
-    using std::runtime_error::runtime_error;
-};
 
 struct Config {
     int d_model = 0;     // D

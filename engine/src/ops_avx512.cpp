@@ -169,7 +169,6 @@ struct Int8 {
     static constexpr size_t ahead = 4096;  // such a request never faults
 
     // The weights of a row from byte i on, of which n <= 64 are there, and what the panel makes of them.
-    static constexpr int steps_per_block = 16;  // of four weights
     MI_TARGET inline Lanes piece(int o, int i, int n) const {
         return _mm512_xor_si512(_mm512_maskz_loadu_epi8(first_bytes(n), row(o) + i), _mm512_set1_epi8(-128));
     }
@@ -223,7 +222,6 @@ struct Ternary {
     }
     static constexpr size_t ahead = 2048;
 
-    static constexpr int steps_per_block = 64;
     MI_TARGET inline Lanes piece(int o, int i, int n) const {
         const Lanes v = _mm512_maskz_loadu_epi8(first_bytes(n), row(o) + i);
         return _mm512_gf2p8affine_epi64_epi8(v, _mm512_set1_epi64(static_cast<int64_t>(code_matrix())), 0x55);

@@ -99,7 +99,7 @@ void write_state(const Model &model, const State &state, uint8_t *out) {
 }
 
 void read_state(const Model &model, const uint8_t *data, size_t size, State &state) {
-    const auto fail = [](const std::string &message) -> void { throw FormatError("state: " + message); };
+    const auto fail = [](const std::string &message) { refuse("state: " + message); };
     if (size < header_bytes || std::memcmp(data, magic, sizeof magic) != 0) fail("not a saved state");
     const uint8_t *p = data + sizeof magic;
     const uint32_t found = get<uint32_t>(p);
@@ -113,9 +113,11 @@ void read_state(const Model &model, const uint8_t *data, size_t size, State &sta
     const size_t whole = state_bytes(model);
     if (size != whole)
         fail("it has " + std::to_string(size) + " bytes; one of this model has " + std::to_string(whole));
+#if !defined(FUZZING_BUILD_MODE_UNSAFE_FOR_PRODUCTION)  // as in model.cpp
     const Sha256::Digest digest = digest_of(data, size - digest_bytes);
     if (!std::equal(digest.begin(), digest.end(), data + size - digest_bytes))
         fail("damaged or altered: its contents do not have the digest that it states");
+#endif
     // The digest is anybody's to compute; the values must be ones that a sequence can have.
     const uint64_t position = get<uint64_t>(p);
     p += 8;

@@ -198,11 +198,12 @@ inline ModelFile random_model(const Shape &s, uint64_t seed) {
     const auto matrix = [&](const std::string &name, uint64_t n, uint64_t cols) {
         if (!s.ternary) return f.add(name, 24, {n, cols}, random.vector<int8_t>(n * cols, -127, 127));
         const uint64_t stride = (cols + 3) >> 2;
-        std::vector<int8_t> packed(n * stride);
+        std::vector<int8_t> packed(static_cast<size_t>(n * stride));
         for (uint64_t o = 0; o < n; ++o)
-            for (uint64_t k = 0; k < cols; ++k)
-                packed[o * stride + (k >> 2)] =
-                    static_cast<int8_t>(packed[o * stride + (k >> 2)] | random.within(0, 2) << (2 * (k & 3)));
+            for (uint64_t k = 0; k < cols; ++k) {
+                int8_t &byte = packed[static_cast<size_t>(o * stride + (k >> 2))];
+                byte = static_cast<int8_t>(byte | random.within(0, 2) << (2 * (k & 3)));
+            }
         f.add(name, 24, {n, stride}, packed);
     };
     const auto scale = [&](const std::string &name, uint64_t d) {

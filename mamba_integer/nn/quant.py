@@ -146,10 +146,10 @@ class BitShiftNorm(Function):
 def row_multipliers(weight: Tensor, ternary: bool) -> tuple[Tensor, Tensor]:
     """Multipliers m (float [O, 1] of integers 1 … 255) and exponent t (float scalar) such that row o of W is w · m_o · 2^-t with w int8 (or ternary).
 
-    int8: the smallest m_o that holds the row's largest weight in ±127. Ternary: one m for all rows, the mean of |W| (BitNet b1.58, arXiv:2402.17764).
+    int8: the smallest m_o that holds the row's largest weight in ±127. Ternary: the mean of |W| (BitNet b1.58, arXiv:2402.17764), row by row.
     """
     if ternary:
-        scale = weight.abs().mean().clamp_min(1e-6).expand(weight.shape[0], 1)
+        scale = weight.abs().mean(1, keepdim=True).clamp_min(1e-6)
     else:
         scale = weight.abs().amax(1, keepdim=True).clamp_min(1e-6) / INT8
     t = torch.floor(torch.log2(255.0 / scale.max())).clamp(3, 27)

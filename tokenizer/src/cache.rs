@@ -4,11 +4,12 @@
 //! text depend on its length alone, whatever it contains. It changes what encoding costs, never its result.
 
 use std::collections::hash_map::RandomState;
-use std::hash::BuildHasher;
+use std::hash::{BuildHasher, Hasher};
 use std::sync::{Mutex, PoisonError};
 
 use crate::bpe::{Merger, PairTable};
 use crate::key::{key_at, key_of, Key, NO_KEY, WORD};
+use crate::quick::Quick;
 use crate::scan::{Scanner, MARGIN};
 use crate::split::first_chunk;
 
@@ -253,7 +254,7 @@ impl<T: Tokens> Short<T> {
 struct Long {
     slots: Box<[LongSlot]>,
     used: usize,
-    multiplier: u64,
+    quick: Quick,
     bytes: Vec<u8>,
     tokens: Vec<u32>,
 }
@@ -276,26 +277,16 @@ impl Long {
         Long {
             slots: Box::default(),
             used: 0,
-            multiplier: RandomState::new().hash_one(0) | 1,
+            quick: Quick::new(),
             bytes: Vec::new(),
             tokens: Vec::new(),
         }
     }
 
     fn hash(&self, chunk: &[u8]) -> u64 {
-        let mut words = chunk.chunks_exact(8);
-        let mut hash = chunk.len() as u64;
-        let mut add = |word: u64| {
-            let product = u128::from(hash ^ word) * u128::from(self.multiplier);
-            hash = product as u64 ^ (product >> 64) as u64 ^ hash.rotate_left(23);
-        };
-        for word in &mut words {
-            add(u64::from_le_bytes(word.try_into().expect("eight bytes")));
-        }
-        let mut last = [0; 8];
-        last[..words.remainder().len()].copy_from_slice(words.remainder());
-        add(u64::from_le_bytes(last));
-        hash
+        let mut hasher = self.quick.build_hasher();
+        hasher.write(chunk);
+        hasher.finish()
     }
 
     fn find(&self, hash: u64, chunk: &[u8]) -> Option<usize> {

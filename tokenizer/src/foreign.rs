@@ -10,6 +10,8 @@
 
 use std::collections::HashMap;
 
+use crate::quick::Quick;
+
 use crate::bpe::{Merger, PairTable};
 use crate::cache::Pool;
 use crate::special::Specials;
@@ -39,7 +41,7 @@ fn refuse<T>(cause: impl Into<String>) -> Result<T, Error> {
 
 /// Tokens with their ids: all different, bytes and ids.
 struct Tokens<'a> {
-    ids: HashMap<&'a [u8], u32>,
+    ids: HashMap<&'a [u8], u32, Quick>,
     bytes: [u32; 256],
 }
 
@@ -48,7 +50,7 @@ impl<'a> Tokens<'a> {
         if tokens.len() > MAX_MERGES + 256 {
             return refuse(format!("more than {} tokens", MAX_MERGES + 256));
         }
-        let mut ids = HashMap::with_capacity(tokens.len());
+        let mut ids = HashMap::with_capacity_and_hasher(tokens.len(), Quick::new());
         let mut taken = vec![false; MAX_ID as usize + 1];
         let numbers = tokens
             .iter()
@@ -94,7 +96,7 @@ impl Tokenizer {
 
         let single: Vec<Vec<u8>> = (0..=255).map(|byte| vec![byte]).collect();
         let all = || single.iter().chain(longer.iter().map(|(token, _)| token));
-        let ranks: HashMap<&[u8], u32> = all().map(Vec::as_slice).zip(0..).collect();
+        let ranks: HashMap<&[u8], u32, Quick> = all().map(Vec::as_slice).zip(0..).collect();
 
         let mut table = PairTable::with_capacity(longer.len());
         let (mut merger, mut parts) = (Merger::default(), Vec::new());
@@ -137,7 +139,7 @@ impl Tokenizer {
             return refuse("too many merges");
         }
         // Ranks are given by the first merge to a token; after these come tokens that nothing makes.
-        let mut ranks: HashMap<u32, u32> = known.bytes.iter().copied().zip(0..).collect();
+        let mut ranks: HashMap<u32, u32, Quick> = known.bytes.iter().copied().zip(0..).collect();
         let mut ids = known.bytes.to_vec();
         let mut made = Vec::with_capacity(merges.len());
         let mut token = Vec::new();
@@ -173,7 +175,7 @@ impl Tokenizer {
                 return refuse(format!("merge {number} is there already"));
             }
         }
-        let by_id: HashMap<u32, &Vec<u8>> = tokens.iter().map(|(token, id)| (*id, token)).collect();
+        let by_id: HashMap<u32, &Vec<u8>, Quick> = tokens.iter().map(|(token, id)| (*id, token)).collect();
         let all: Vec<&Vec<u8>> = ids.iter().map(|id| by_id[id]).collect();
         Tokenizer::assemble(table, all, ids, &pairs, special)
     }

@@ -33,6 +33,7 @@ mod ffi;
 mod foreign;
 mod format;
 mod key;
+mod quick;
 #[allow(unsafe_code)]
 mod scan;
 mod special;

@@ -11,16 +11,15 @@
 //! The result depends on nothing but the documents and the size asked for, not even on the order of the documents or the number of threads.
 
 use std::cmp::Reverse;
-use std::collections::hash_map::RandomState;
 use std::collections::{BinaryHeap, HashMap};
 use std::fs::File;
-use std::hash::{BuildHasher, Hasher};
 use std::io::Read;
 use std::path::Path;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use crate::bpe::Pair;
 use crate::count::Counter;
+use crate::quick::Quick;
 use crate::scan::{Scanner, MARGIN};
 use crate::{Error, Tokenizer, END_OF_TEXT, MAX_TOKEN_BYTES, MAX_VOCAB_SIZE, MIN_VOCAB_SIZE};
 
@@ -284,41 +283,6 @@ impl Documents {
     }
 }
 
-/// A hash that is fast and not to be foreseen.
-#[derive(Clone)]
-struct Quick(u64);
-
-impl BuildHasher for Quick {
-    type Hasher = QuickHasher;
-
-    fn build_hasher(&self) -> QuickHasher {
-        QuickHasher {
-            multiplier: self.0,
-            hash: 0,
-        }
-    }
-}
-
-struct QuickHasher {
-    multiplier: u64,
-    hash: u64,
-}
-
-impl Hasher for QuickHasher {
-    fn finish(&self) -> u64 {
-        self.hash
-    }
-
-    fn write(&mut self, bytes: &[u8]) {
-        bytes.iter().for_each(|&byte| self.write_u64(byte.into()));
-    }
-
-    fn write_u64(&mut self, value: u64) {
-        let product = u128::from(self.hash ^ value) * u128::from(self.multiplier);
-        self.hash = product as u64 ^ (product >> 64) as u64;
-    }
-}
-
 /// A distinct chunk: where its tokens are in [`State::tokens`], how many there are now, and how often it occurs.
 struct Word {
     from: usize,
@@ -357,7 +321,7 @@ struct State {
 
 impl State {
     fn new(counter: &Counter) -> State {
-        let mut pairs = Pairs::with_hasher(Quick(RandomState::new().hash_one(0) | 1));
+        let mut pairs = Pairs::with_hasher(Quick::new());
         let (mut words, mut tokens) = (Vec::new(), Vec::new());
         counter.for_each(|chunk, count| {
             let number = words.len() as u32;
