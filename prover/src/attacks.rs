@@ -12,6 +12,7 @@ use sha2::Digest;
 
 use mamba_integer_tokenizer::{train, AllowSpecial, Tokenizer};
 
+use crate::circuit::builder::Lie;
 use crate::circuit::slots::state_slots;
 use crate::circuit::{head, Segment};
 use crate::field::{challenger, f, observe_bytes, Challenger, EF, F};
@@ -1453,7 +1454,7 @@ fn witnesses_made_with_malice_are_refused() {
 
     for (i, (what, lie, patch)) in attacks.iter().enumerate() {
         let mut runner = Runner::new(&the_model);
-        runner.lie = *lie;
+        runner.lies = lie.iter().map(|&(slot, at, add)| Lie::add(slot, at, add)).collect();
         let run = || run_segment(&runner, statement, &of.card, 0, None);
         let Ok((c, mut w, _)) = std::panic::catch_unwind(std::panic::AssertUnwindSafe(run)) else {
             table.push(format!("{what}: the run stops"));

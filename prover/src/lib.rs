@@ -8,6 +8,8 @@ pub mod field;
 pub mod generation;
 pub mod ir;
 pub mod logup;
+#[cfg(test)]
+mod mutants;
 pub mod pcs;
 pub mod plan;
 pub mod registration;

@@ -71,7 +71,7 @@ fn paddings(b: &mut Builder, table: usize, slot: &ModelSlot) -> Vec<ColId> {
 }
 
 /// The circuit, with its values if those of the model's slots are given: a table for every slot of the model, in order.
-fn build(shape: &ModelShape, run: Option<(Run, &[Values])>) -> Builder {
+pub(crate) fn build(shape: &ModelShape, run: Option<(Run, &[Values])>) -> Builder {
     let (list, weights) = weights(shape);
     let rows = rows(shape, &weights);
     let in_rows: HashSet<SlotId> = rows.values().flat_map(|(weights, _)| weights.iter().copied()).collect();
@@ -303,6 +303,7 @@ mod tests {
     use std::time::Instant;
 
     use super::*;
+    use crate::circuit::builder;
     use crate::circuit::slots::{model_slots, model_values};
     use crate::satisfy::slots_satisfy;
     use crate::shape::{Activation, Model};
@@ -353,7 +354,10 @@ mod tests {
     fn run(shape: &ModelShape, lie: Lie) -> Run {
         let (circuit, _) = registration_circuit(shape).unwrap();
         Run {
-            lie: lie.map(|(name, at, add)| (of_trace(&circuit, name), at, add)),
+            lies: lie
+                .iter()
+                .map(|&(name, at, add)| builder::Lie::add(of_trace(&circuit, name), at, add))
+                .collect(),
             ..Run::default()
         }
     }

@@ -1,36 +1,51 @@
 //! Whether values satisfy a circuit, by the definitions of `ir.rs` and nothing else: slow, for tests. It shares no code with what makes the values.
 
 use crate::circuit::values::Values;
-use crate::ir::{Bind, Circuit, Factor, Kernel, Linear, Oracle, Public, Source, Sum, Tokens, P};
+use crate::ir::{Bind, Circuit, Factor, Kernel, Linear, Oracle, Public, Source, Sum, SumId, Tokens, P};
 use crate::witness::Witness;
 
-/// The first table, constraint, lookup, link or sum that fails, and the row.
+/// One of the things that a circuit demands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Part {
+    /// Of a table, by number.
+    Constraint(usize, usize),
+    Lookup(usize, usize),
+    /// A sum is zero.
+    Link(SumId),
+    /// A column that is a sum has the values of that sum.
+    Sum(SumId),
+}
+
+/// The first part that fails, and the row.
 pub fn satisfied(circuit: &Circuit, w: &Witness) -> Result<(), String> {
-    slots_satisfy(circuit, &w.slots)?;
-    let checker = Checker {
-        circuit,
-        slots: &w.slots,
-    };
-    for (sum, values) in circuit
-        .sums
-        .iter()
-        .zip(&w.sums)
-        .filter(|(_, values)| !values.is_empty())
-    {
-        if !checker
-            .sum(sum)
-            .iter()
-            .copied()
-            .eq(values.iter().map(|v| i64::from(*v)))
-        {
-            return Err(format!("{} is not its sum", sum.name));
-        }
-    }
-    Ok(())
+    first(circuit, failures(circuit, &w.slots, Some(&w.sums))?)
 }
 
 /// As `satisfied`, with the sums that these slots have.
 pub fn slots_satisfy(circuit: &Circuit, slots: &[Values]) -> Result<(), String> {
+    first(circuit, failures(circuit, slots, None)?)
+}
+
+fn first(circuit: &Circuit, failures: Vec<(Part, usize)>) -> Result<(), String> {
+    match failures.first() {
+        None => Ok(()),
+        Some((part, row)) => Err(format!("{} fails in row {row}", part.name(circuit))),
+    }
+}
+
+impl Part {
+    pub fn name(self, circuit: &Circuit) -> String {
+        let of = |table: usize| &circuit.tables[table];
+        match self {
+            Part::Constraint(t, i) => format!("{}: {}", of(t).name, of(t).constraints[i].name),
+            Part::Lookup(t, i) => format!("{}: {}", of(t).name, of(t).lookups[i].name),
+            Part::Link(id) | Part::Sum(id) => circuit.sums[id].name.clone(),
+        }
+    }
+}
+
+/// Every part that fails, with the first row where it does. `sums`: the values that the columns which are sums are said to have; otherwise what they are.
+pub fn failures(circuit: &Circuit, slots: &[Values], sums: Option<&[Values]>) -> Result<Vec<(Part, usize)>, String> {
     let checker = Checker { circuit, slots };
     for (slot, values) in circuit.slots.iter().zip(slots) {
         if values.len() != 1 << slot.log {
@@ -44,44 +59,55 @@ pub fn slots_satisfy(circuit: &Circuit, slots: &[Values]) -> Result<(), String> 
             return Err(format!("{}: {v} is not in {:?}", slot.name, slot.range));
         }
     }
+    let mut out = vec![];
+    let mut fails = |part: Part, rows: usize, holds: &dyn Fn(usize) -> bool| {
+        out.extend((0..rows).find(|row| !holds(*row)).map(|row| (part, row)));
+    };
+    let true_sums: Vec<Vec<i64>> = circuit.sums.iter().map(|sum| checker.sum(sum)).collect();
     for (id, table) in circuit.tables.iter().enumerate() {
-        let columns: Vec<Vec<i64>> = table.columns.iter().map(|c| checker.column(id, &c.source)).collect();
-        #[allow(clippy::needless_range_loop)] // of several columns
-        for row in 0..1 << table.log {
-            let fails = |what: &str| Err(format!("{}: {what} fails in row {row}", table.name));
-            for constraint in &table.constraints {
+        let rows = 1 << table.log;
+        let column = |source: &Source| match (source, sums) {
+            (Source::Sum(sum), Some(said)) => said[*sum].iter().map(|v| i64::from(*v)).collect(),
+            (Source::Sum(sum), None) => true_sums[*sum].clone(),
+            _ => checker.column(id, source),
+        };
+        let columns: Vec<Vec<i64>> = table.columns.iter().map(|c| column(&c.source)).collect();
+        for (i, constraint) in table.constraints.iter().enumerate() {
+            fails(Part::Constraint(id, i), rows, &|row| {
                 let value = constraint.terms.iter().fold(0, |sum, (c, cols)| {
                     sum + cols.iter().fold(c % P, |product, &col| product * columns[col][row] % P)
                 });
-                if value % P != 0 {
-                    return fails(&constraint.name);
-                }
-            }
-            let linear = |form: &Linear| {
-                let sum = form
-                    .terms
-                    .iter()
-                    .fold(form.constant, |sum, &(c, col)| (sum + c * columns[col][row]) % P);
-                (0..form.shift).fold(sum.rem_euclid(P), |v, _| if v % 2 == 0 { v / 2 } else { (v + P) / 2 })
-            };
-            for lookup in &table.lookups {
-                if lookup.selector.iter().any(|&col| columns[col][row] == 0) {
-                    continue;
-                }
-                let size = circuit.ranges.get(linear(&lookup.range) as usize).copied().unwrap_or(0);
-                if linear(&lookup.value) >= size as i64 {
-                    return fails(&lookup.name);
-                }
-            }
+                value % P == 0
+            });
+        }
+        let linear = |form: &Linear, row: usize| {
+            let sum = form
+                .terms
+                .iter()
+                .fold(form.constant, |sum, &(c, col)| (sum + c * columns[col][row]) % P);
+            halved(sum.rem_euclid(P), form.shift)
+        };
+        for (i, lookup) in table.lookups.iter().enumerate() {
+            fails(Part::Lookup(id, i), rows, &|row| {
+                let size = circuit
+                    .ranges
+                    .get(linear(&lookup.range, row) as usize)
+                    .copied()
+                    .unwrap_or(0);
+                lookup.selector.iter().any(|&col| columns[col][row] == 0) || linear(&lookup.value, row) < size as i64
+            });
         }
     }
-    for &link in &circuit.links {
-        let sum = &circuit.sums[link];
-        if let Some(row) = checker.sum(sum).iter().position(|v| v % P != 0) {
-            return Err(format!("{} fails in row {row}", sum.name));
+    for (id, values) in true_sums.iter().enumerate() {
+        if circuit.links.contains(&id) {
+            fails(Part::Link(id), values.len(), &|row| values[row] % P == 0);
+        } else if let Some(said) = sums {
+            fails(Part::Sum(id), values.len(), &|row| {
+                said[id].len() == values.len() && (values[row] - i64::from(said[id][row])) % P == 0
+            });
         }
     }
-    Ok(())
+    Ok(out)
 }
 
 struct Checker<'a> {
@@ -201,6 +227,7 @@ mod tests {
     use std::sync::Arc;
 
     use super::*;
+    use crate::circuit::builder::Lie;
     use crate::circuit::{segment_circuit, Segment};
     use crate::shape::Model;
     use crate::testing::{random_model, Random};
@@ -322,7 +349,8 @@ mod tests {
                 let slot = open[random.below(open.len())];
                 let (lo, hi) = circuit.slots[slot].range;
                 let add = [1, -1, 1 + random.below((hi - lo) as usize) as i32][random.below(3)];
-                runner.lie = Some((slot, random.below(1 << circuit.slots[slot].log), add));
+                let at = random.below(1 << circuit.slots[slot].log);
+                runner.lies = vec![Lie::add(slot, at, add)];
                 tried += 1;
                 // Where the run cannot go on: a shift by a negative j, a sum beyond 32 bits.
                 let run = std::panic::AssertUnwindSafe(|| finish(runner.run(&segment, None).unwrap().0));
@@ -332,7 +360,7 @@ mod tests {
                 };
                 if slots_satisfy(&circuit, &witness.slots).is_ok() {
                     *missed
-                        .entry(format!("{} {:?}", circuit.slots[slot].name, runner.lie))
+                        .entry(format!("{} {:?}", circuit.slots[slot].name, runner.lies))
                         .or_default() += 1;
                 }
             }

@@ -22,9 +22,9 @@ pub struct Witness {
 pub struct Runner {
     pub shape: ModelShape,
     slots: Vec<Values>,
-    /// See `builder::Run::lie`.
+    /// See `builder::Run::lies`.
     #[cfg(test)]
-    pub lie: Option<(crate::ir::SlotId, usize, i32)>,
+    pub lies: Vec<crate::circuit::builder::Lie>,
 }
 
 /// The recurrent state between two segments, as the slots that hold it.
@@ -49,7 +49,7 @@ impl Runner {
             shape: model.shape.clone(),
             slots: model_values(model).into_iter().map(Arc::new).collect(),
             #[cfg(test)]
-            lie: None,
+            lies: vec![],
         }
     }
 
@@ -67,7 +67,7 @@ impl Runner {
             model: &self.slots,
             state: state.map(|s| &s.0[..]),
             #[cfg(test)]
-            lie: self.lie,
+            lies: &self.lies,
         };
         build(&self.shape, segment, Some(inputs))
     }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use super::values::{self, Values};
 use crate::ir::{
-    bit_length, Carry, Circuit, ColId, Constraint, Factor64, Linear, Oracle, Public, SlotId, Sum, SumId, Term, Terms,
+    bit_length, Carry, Circuit, ColId, Constraint, Factor64, Linear, Oracle, Public, SlotId, Sum, SumId, Term, Terms, P,
 };
 
 #[derive(Default)]
@@ -23,9 +23,53 @@ pub struct Run {
     pub slots: Vec<Values>,
     pub columns: Vec<Vec<Values>>,
     pub sums: Vec<Values>,
-    /// Tests lie in one cell, slot and place, and go on honestly from there.
+    /// Tests lie in some cells, and go on honestly from there.
     #[cfg(test)]
-    pub lie: Option<(SlotId, usize, i32)>,
+    pub lies: Vec<Lie>,
+}
+
+/// What a lying prover of the tests puts into one cell of a slot, or of a sum that is a column.
+#[cfg(test)]
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Lie {
+    pub of: Cells,
+    pub at: usize,
+    /// Given what is honest there.
+    pub value: Told,
+}
+
+#[cfg(test)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Cells {
+    Slot(SlotId),
+    Sum(SumId),
+}
+
+#[cfg(test)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Told {
+    Plus(i32),
+    Just(i32),
+}
+
+#[cfg(test)]
+impl Lie {
+    pub fn add(slot: SlotId, at: usize, add: i32) -> Lie {
+        Lie {
+            of: Cells::Slot(slot),
+            at,
+            value: Told::Plus(add),
+        }
+    }
+
+    fn tell(lies: &[Lie], of: Cells, values: &mut [i32]) {
+        for lie in lies.iter().filter(|lie| lie.of == of) {
+            values[lie.at] = match lie.value {
+                Told::Plus(add) => values[lie.at] + add,
+                Told::Just(value) => value,
+            };
+        }
+    }
 }
 
 impl Builder {
@@ -115,7 +159,11 @@ impl Builder {
     ) -> (ColId, SumId) {
         let (col, id) = self.circuit.sum(table, name, terms, carries, range);
         if let Some(run) = &mut self.run {
-            let values = Arc::new(values::sum(&self.circuit, &run.slots, &self.circuit.sums[id]));
+            #[cfg_attr(not(test), allow(unused_mut))]
+            let mut values = values::sum(&self.circuit, &run.slots, &self.circuit.sums[id]);
+            #[cfg(test)]
+            Lie::tell(&run.lies, Cells::Sum(id), &mut values);
+            let values = Arc::new(values);
             run.columns[table].push(values.clone());
             run.sums.push(values);
         }
@@ -178,7 +226,7 @@ impl Builder {
         self.commit_all(table, name, range, |run| {
             let columns = from.map(|c| &run.columns[table][c][..rows]);
             (0..rows)
-                .map(|row| cell(columns.map(|c| c[row].into())) as i32)
+                .map(|row| values::residue(cell(columns.map(|c| c[row].into()))))
                 .collect()
         })
     }
@@ -189,7 +237,7 @@ impl Builder {
         let (col, slot) = self.commit_all(table, name, range, |run| {
             values::terms(&run.columns[table], &terms, rows)
                 .iter()
-                .map(|&v| v as i32)
+                .map(|&v| values::residue(v))
                 .collect()
         });
         terms.push((-1, vec![col]));
@@ -220,6 +268,14 @@ impl Builder {
             .run
             .as_ref()
             .map(|run| values::terms(&run.columns[table], &pre, rows));
+        // No honest value reaches p.
+        let before = before.map(|mut values| {
+            values
+                .iter_mut()
+                .filter(|v| v.abs() >= P)
+                .for_each(|v| *v = values::least(*v));
+            values
+        });
         let result = self.circuit.round_saturate(table, name, pre, shift, limit, reach);
         if let (Some(run), Some(before)) = (&mut self.run, before) {
             let prefix = format!("{}.{name}", self.circuit.tables[table].name).len();
@@ -293,9 +349,7 @@ impl Run {
             "every slot has its values before the next comes"
         );
         #[cfg(test)]
-        if let Some((_, at, add)) = self.lie.filter(|lie| lie.0 == slot) {
-            values[at] += add;
-        }
+        Lie::tell(&self.lies, Cells::Slot(slot), &mut values);
         let values = Arc::new(values);
         self.slots.push(values.clone());
         self.columns[table].push(values);

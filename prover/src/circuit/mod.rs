@@ -112,9 +112,9 @@ pub struct Inputs<'a> {
     pub model: &'a [Values],
     /// Of `state_slots`; the first segment has none.
     pub state: Option<&'a [Values]>,
-    /// See `Run::lie`.
+    /// See `Run::lies`.
     #[cfg(test)]
-    pub lie: Option<(SlotId, usize, i32)>,
+    pub lies: &'a [builder::Lie],
 }
 
 /// The circuit up to the head, with its values if there are inputs. Slots: the model's, the states' before and after, the trace.
@@ -123,7 +123,7 @@ pub fn build(shape: &ModelShape, segment: &Segment, inputs: Option<Inputs>) -> R
     check(shape, segment)?;
     let run = inputs.as_ref().map(|_inputs| Run {
         #[cfg(test)]
-        lie: _inputs.lie,
+        lies: _inputs.lies.to_vec(),
         ..Run::default()
     });
     let mut b = Builder {

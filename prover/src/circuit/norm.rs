@@ -44,13 +44,13 @@ pub fn norm(b: &mut Builder, name: &str, x: &Tensor, g: &[SlotId], size: usize, 
             table,
             "n",
             (-1 << 13, (1 << 13) - 1),
-            [value, half, j],
-            |[x, half, j]| ((x << 4) + half) >> j,
+            [value, half, pow],
+            |[x, half, pow]| ((x << 4) + half).div_euclid(pow),
         );
         b.bits_of(table, "n", Linear::of(1 << 13, &[(1, n)]), 14);
         let top = (1 << scale.max_j) - 1;
         let (rem, _) = b.commit(table, "rem", (0, top), [value, half, pow], |[x, half, pow]| {
-            ((x << 4) + half) & (pow - 1)
+            ((x << 4) + half).rem_euclid(pow)
         });
         b.circuit.lookup(table, "rem", Linear::col(rem), Linear::col(j));
         b.constrain(

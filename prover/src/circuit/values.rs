@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use crate::ir::{Bind, Circuit, Factor, Kernel, Linear, Public, Sum, Term, Terms, Tokens};
+use crate::ir::{Bind, Circuit, Factor, Kernel, Linear, Public, Sum, Term, Terms, Tokens, P};
 
 pub type Values = Arc<Vec<i32>>;
 
@@ -79,14 +79,33 @@ pub fn terms(columns: &[Values], terms: &Terms, rows: usize) -> Vec<i64> {
     out
 }
 
-/// A linear form in every row. Panics where 2^shift does not divide it.
+/// The number nearest to zero that is the same modulo p.
+pub fn least(v: i64) -> i64 {
+    let v = v.rem_euclid(P);
+    if v > P / 2 {
+        v - P
+    } else {
+        v
+    }
+}
+
+/// A number, or, where it has more than 32 bits, as only a liar's has, the least that is the same modulo p.
+pub fn residue(v: i64) -> i32 {
+    i32::try_from(v).unwrap_or_else(|_| least(v) as i32)
+}
+
+/// A linear form in every row, divided in the field where 2^shift does not divide it.
 pub fn linear(columns: &[Values], form: &Linear, rows: usize) -> Vec<i64> {
     let mut list: Terms = form.terms.iter().map(|&(c, col)| (c, vec![col])).collect();
     list.push((form.constant, vec![]));
     let mut out = terms(columns, &list, rows);
     for v in &mut out {
-        assert!(*v & ((1 << form.shift) - 1) == 0, "divisible by 2^{}", form.shift);
-        *v >>= form.shift;
+        *v = if *v & ((1 << form.shift) - 1) == 0 {
+            *v >> form.shift
+        } else {
+            let halves = (0..form.shift).fold(v.rem_euclid(P), |v, _| if v % 2 == 0 { v / 2 } else { (v + P) / 2 });
+            least(halves)
+        };
     }
     out
 }
@@ -107,9 +126,7 @@ pub fn sum(circuit: &Circuit, slots: &[Values], sum: &Sum) -> Vec<i32> {
             }
         }
     }
-    out.into_iter()
-        .map(|v| i32::try_from(v).expect("a sum within 32 bits"))
-        .collect()
+    out.into_iter().map(residue).collect()
 }
 
 /// A factor of a term: its value at a point and an x lies at `point[..] + x[..]`.
@@ -153,7 +170,7 @@ fn resolve(slots: &[Values], log: usize, term: &Term, steps: usize) -> Vec<Resol
                 Arc::new(
                     linear(&columns, &form, 1 << binds.len())
                         .iter()
-                        .map(|&v| v.try_into().unwrap())
+                        .map(|&v| residue(v))
                         .collect(),
                 )
             }
