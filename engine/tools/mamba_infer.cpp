@@ -297,7 +297,7 @@ void run(const Options &o, const char *argv0) {
     mi_model *raw_model = nullptr;
     check(mi_model_load(find_model(o.model, argv0).c_str(), &raw_model));
     const Model model(raw_model);
-    mi_config config;
+    mi_config config{};
     mi_model_get_config(model.get(), &config);
 
 #ifdef MI_TOKENIZER
