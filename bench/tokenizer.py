@@ -29,7 +29,7 @@ import numpy.typing as npt
 
 from bench.common import machine
 from mamba_integer.cli import CHECKOUT
-from mamba_integer.errors import ArgumentError
+from mamba_integer.errors import ArgumentError, MambaIntegerError
 from mamba_integer.huggingface import PATTERN
 from mamba_integer.tokenizer import Tokenizer, documents, read_text
 
@@ -46,6 +46,9 @@ class Peer(ABC):
 
     name: str
     same_ids = True
+    train: Callable[[str, int], Any] | None = (
+        None  # learns so many tokens from a file, on one thread; None: only encodes
+    )
 
     @abstractmethod
     def __init__(self, vocabulary: Vocabulary) -> None:
@@ -61,11 +64,6 @@ class Peer(ABC):
 
     def ids(self, text: str) -> npt.NDArray[np.uint32]:
         return np.asarray(self.encode(text), np.uint32)
-
-    @staticmethod
-    @abstractmethod
-    def train(path: str, size: int) -> Any:
-        """Learns a vocabulary from a file, on one thread."""
 
 
 class Vocabulary:
@@ -133,10 +131,6 @@ class Tokie(Peer):
     def encode_batch(self, texts: list[str]) -> Any:
         return self.tokenizer.encode_batch_flat(texts, add_special_tokens=False)
 
-    @staticmethod
-    def train(path: str, size: int) -> Any:
-        raise NotImplementedError
-
 
 class Tiktoken(Peer):
     name = "tiktoken"
@@ -153,10 +147,6 @@ class Tiktoken(Peer):
 
     def encode_batch(self, texts: list[str]) -> Any:
         return [self.tokenizer.encode_ordinary(text) for text in texts]
-
-    @staticmethod
-    def train(path: str, size: int) -> Any:
-        raise NotImplementedError
 
 
 class Tokenizers(Peer):
@@ -275,16 +265,24 @@ def train_here(name: str, path: str, size: int) -> None:
     """In a process of its own: trains once and prints CPU-seconds and the memory that it took at its peak."""
     peer = next(peer for peer in PEERS if peer.name == name)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    assert peer.train is not None
+    learn = peer.train
     with silent():
-        spent = seconds_of(lambda: peer.train(path, size))
+        spent = seconds_of(lambda: learn(path, size))
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     print(json.dumps({"seconds": spent, "megabytes": (peak - before) / 1024}))
 
 
-def train(peer: type[Peer], path: Path, size: int) -> dict[str, float] | None:
+def train(peer: type[Peer], path: Path, size: int) -> dict[str, float]:
+    """What `train_here` says. Raises MambaIntegerError if the process fails."""
     command = [sys.executable, "-m", "bench.tokenizer", peer.name, str(path), str(size)]
-    done = subprocess.run(command, capture_output=True, cwd=CHECKOUT, env=os.environ | ENVIRONMENT, check=False)
-    return json.loads(done.stdout.splitlines()[-1]) if done.returncode == 0 and done.stdout else None
+    done = subprocess.run(
+        command, capture_output=True, text=True, cwd=CHECKOUT, env=os.environ | ENVIRONMENT, check=False
+    )
+    if done.returncode != 0:
+        raise MambaIntegerError(f"training with {peer.name} failed: {(done.stderr.splitlines() or ['no message'])[-1]}")
+    measured: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
+    return measured
 
 
 def run(options: argparse.Namespace) -> dict[str, Any]:
@@ -341,7 +339,8 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
         trained: dict[str, list[dict[str, float]]] = {}
         for _ in range(3):
             for peer in peers:
-                if measured := train(type(peer), vocabulary.text, options.train_vocab_size):
+                if peer.train is not None:
+                    measured = train(type(peer), vocabulary.text, options.train_vocab_size)
                     trained.setdefault(peer.name, []).append(measured)
     results: dict[str, dict[str, float]] = {}
     memory: dict[str, float] = {}

@@ -10,9 +10,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tiktoken
+import tokenizers
 from hypothesis import given
 from hypothesis import strategies as st
 
+from bench.tokenizer import TIKTOKEN_PATTERN
 from mamba_integer import huggingface
 from mamba_integer.errors import ArgumentError, MambaIntegerError, TokenizerError
 from mamba_integer.tokenizer import END_OF_TEXT, StreamDecoder, Tokenizer, documents, read_text
@@ -289,9 +292,6 @@ TEXTS = [
 
 
 def test_as_tiktoken_does() -> None:
-    tiktoken = pytest.importorskip("tiktoken")
-    from bench.tokenizer import TIKTOKEN_PATTERN
-
     lines = [line.split() for line in TOKENIZER.to_tiktoken().splitlines()]
     ranks = {base64.b64decode(token): int(rank) for token, rank in lines}
     special = {END_OF_TEXT: TOKENIZER.eot}
@@ -301,7 +301,6 @@ def test_as_tiktoken_does() -> None:
 
 
 def test_as_the_package_tokenizers_does() -> None:
-    tokenizers = pytest.importorskip("tokenizers")
     theirs = tokenizers.Tokenizer.from_str(TOKENIZER.to_huggingface().decode())
     for text in TEXTS:
         encoding = theirs.encode(text)
