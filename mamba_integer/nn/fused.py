@@ -21,7 +21,7 @@ from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
 from mamba_integer import _native
-from mamba_integer.nn.model import EMBED_SCALE, FloatMamba, IntegerBlock, MambaInteger, Positions
+from mamba_integer.nn.model import EMBED_SCALE, FloatMamba, IntegerBlock, MambaInteger, document_index
 from mamba_integer.nn.quant import INT8, INT16, QuantEmbedding, embedding_multiplier, row_multipliers, through
 
 _CHUNK = 32  # steps between stored states, as in trainer/src
@@ -311,7 +311,7 @@ def supported(model: MambaInteger | FloatMamba) -> bool:
 def _fused(
     model: MambaInteger | FloatMamba, tokens: Tensor, reset: Tensor, targets: Tensor, weights: Tensor | None
 ) -> tuple[Tensor, Tensor]:
-    index = Positions(reset).index.to(torch.int32).contiguous()
+    index = document_index(reset).to(torch.int32).contiguous()
     embedding = QuantEmbedding.apply(model.embedding) if isinstance(model, MambaInteger) else model.embedding
     r = F.embedding(tokens, embedding) * EMBED_SCALE
     for b in model.blocks:

@@ -86,6 +86,12 @@ class CausalConv(Function):
         return grad_p, torch.stack(grad_w[::-1], 1), grad.flatten(0, 1).sum(0), None
 
 
+def document_index(reset: Tensor) -> Tensor:
+    """Position of each token in its document, int64 [B, T]: 0 where `reset`, bool [B, T], is True."""
+    index = torch.arange(reset.shape[1], device=reset.device).expand(reset.shape)
+    return index - torch.cummax(torch.where(reset, index, torch.zeros_like(index)), 1).values
+
+
 class Positions:
     """What the layers need to know of document boundaries. reset: bool [B, T], True where a document starts."""
 
@@ -95,8 +101,7 @@ class Positions:
         for back in range(1, CONV_WIDTH):
             row, t = torch.nonzero(self.seg[:, back:] != self.seg[:, :-back], as_tuple=True)
             self.crossings.append((row, t + back))
-        index = torch.arange(reset.shape[1], device=reset.device).expand(reset.shape)
-        self.index = index - torch.cummax(torch.where(reset, index, torch.zeros_like(index)), 1).values
+        self.index = document_index(reset)
 
 
 class IntegerBlock(nn.Module):
