@@ -13,7 +13,6 @@ import argparse
 import contextlib
 import json
 import os
-import resource
 import statistics
 import subprocess
 import sys
@@ -261,15 +260,21 @@ def seconds_of(work: Callable[[], Any]) -> float:
     return spent
 
 
+def peak_kilobytes() -> int:
+    """Largest resident memory of this process so far. Not getrusage's, which begins with that of the process that started this one."""
+    line = next(s for s in Path("/proc/self/status").read_text().splitlines() if s.startswith("VmHWM:"))
+    return int(line.split()[1])
+
+
 def train_here(name: str, path: str, size: int) -> None:
     """In a process of its own: trains once and prints CPU-seconds and the memory that it took at its peak."""
     peer = next(peer for peer in PEERS if peer.name == name)
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    before = peak_kilobytes()
     assert peer.train is not None
     learn = peer.train
     with silent():
         spent = seconds_of(lambda: learn(path, size))
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    peak = peak_kilobytes()
     print(json.dumps({"seconds": spent, "megabytes": (peak - before) / 1024}))
 
 
