@@ -138,12 +138,14 @@ test-rust:
 	@cargo test --quiet --locked --workspace --exclude mamba-integer-prover
 	@cargo test --quiet --locked --release -p mamba-integer-prover
 
-# Once as shipped and once with the address and undefined-behaviour sanitizers.
+# As shipped, with the address and undefined-behaviour sanitizers, and with the thread sanitizer.
 test-cpp: $(STAMPS)/cmake
 	$(call say,'C++ tests')
 	@$(WITH_BIN) scripts/test_engine.sh build/engine -DCMAKE_BUILD_TYPE=Release
 	$(call say,'C++ tests under the address and undefined-behaviour sanitizers')
 	@$(WITH_BIN) scripts/test_engine.sh build/engine-sanitized -DCMAKE_BUILD_TYPE=Debug -DMI_SANITIZE=ON
+	$(call say,'C++ tests under the thread sanitizer')
+	@$(WITH_BIN) scripts/test_engine.sh build/engine-thread -DCMAKE_BUILD_TYPE=Debug -DMI_SANITIZE=thread
 
 # The monitor's page is tested in a browser.
 $(STAMPS)/browser:

@@ -15,7 +15,9 @@ $folder/seeds $folder/seed
 # A file of a few KB must not ask for more than some MB.
 limits="-max_len=6000 -timeout=10 -rss_limit_mb=512 -malloc_limit_mb=64"
 $folder/fuzz_$target $limits -max_total_time="$seconds" -print_final_stats=1 $folder/$target engine/fuzz/corpus/$target $folder/seed/$target
-$folder/fuzz_$target -merge=1 $limits $folder/$target.merged engine/fuzz/corpus/$target $folder/seed/$target $folder/$target 2>/dev/null || {
-    mkdir -p $folder/$target.merged && $folder/fuzz_$target -merge=1 $limits $folder/$target.merged engine/fuzz/corpus/$target $folder/seed/$target $folder/$target
-}
-ls $folder/$target.merged | wc -l
+rm -rf $folder/$target.merged
+mkdir -p $folder/$target.merged
+$folder/fuzz_$target -merge=1 $limits $folder/$target.merged engine/fuzz/corpus/$target $folder/seed/$target $folder/$target
+rm -rf "engine/fuzz/corpus/$target"
+mv $folder/$target.merged "engine/fuzz/corpus/$target"
+ls "engine/fuzz/corpus/$target" | wc -l
