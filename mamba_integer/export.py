@@ -22,8 +22,7 @@ from mamba_integer.model_file import IntegerModel, read_model, write_model
 from mamba_integer.nn.init import dyadic_hippo
 from mamba_integer.nn.quant import INT8, INT16, embedding_multiplier, row_multipliers
 from mamba_integer.tokenizer import Tokenizer
-from mamba_integer.train.checkpoint import load_checkpoint
-from mamba_integer.train.loop import CHECKPOINT
+from mamba_integer.train.checkpoint import CHECKPOINT, load_checkpoint
 
 LOGIT_SHIFT = 17  # a logit is Σ e·u: e in units of m_e·2^-12, u in units of 2^-5
 

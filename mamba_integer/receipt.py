@@ -340,6 +340,8 @@ def _parse(data: bytes) -> dict[str, Any]:
         raise ReceiptError(f"not UTF-8 (byte {error.start})") from None
     except json.JSONDecodeError as error:
         raise ReceiptError(f"not JSON: {error.msg} (line {error.lineno}, column {error.colno})") from None
+    except ValueError as error:  # the json module's own reader in Python lets some through where the one in C does not
+        raise ReceiptError(f"not JSON: {error}") from None
     except RecursionError:
         raise ReceiptError("not a receipt: nested too deeply") from None
     if not isinstance(content, dict) or content.get("format") != FORMAT:

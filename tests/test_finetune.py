@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -24,7 +25,8 @@ from mamba_integer.model_file import read_model
 from mamba_integer.nn import build_model, fused
 from mamba_integer.tokenizer import documents, read_text
 from mamba_integer.train import finetune, loop, pretrain
-from mamba_integer.train.checkpoint import load_checkpoint, restore
+from mamba_integer.train.base import load_base
+from mamba_integer.train.checkpoint import CHECKPOINT, load_checkpoint, restore
 from mamba_integer.train.data import Document
 from mamba_integer.train.instruct import (
     FEATURES,
@@ -165,6 +167,34 @@ def test_examples_are_a_function_of_seed_and_index() -> None:
     assert 0.19 < kinds.count("") / 900 < 0.29  # 0.3 of the other 0.8
 
 
+def test_what_a_request_names_is_marked_where_the_story_first_uses_it() -> None:
+    examples, marked = Examples(STORIES, TINY_TOKENIZER, 3, words=WORDS), 0
+    for i in range(200):
+        pair, document = examples.pair(i), examples[i]
+        assert all(j >= document.prompt for j in document.wanted)
+        words = re.findall(r"\w+", pair.answer)
+        for word in pair.words:
+            # A run of marked tokens decodes to the word, a space before it and whatever else its first and last token hold.
+            at = next(m.start() for m in re.finditer(r"\w+", pair.answer) if m.group() == word)
+            tokens = document.tokens[document.prompt :]
+            ends = np.cumsum([len(TINY_TOKENIZER.decode_bytes([t])) for t in tokens])
+            first = int(np.searchsorted(ends, len(pair.answer[:at].encode()), side="right"))
+            last = int(np.searchsorted(ends, len(pair.answer[: at + len(word)].encode()), side="left"))
+            assert set(range(first, last + 1)) <= {j - document.prompt for j in document.wanted}
+            assert word in words
+            marked += 1
+        assert (not pair.words) == (not document.wanted)
+    assert marked > 200
+
+
+def test_what_a_request_names_weighs_more() -> None:
+    """Also where the end of a row cuts it off."""
+    examples = [Document([1, 2, 3, 4, 5, 6], 2, (3, 5)), Document([7] * 20, 1, (4, 19))]
+    batches = PackedBatches(lambda i: examples[i % 2], 0, 1, 10, wanted=8.0)
+    assert batches[0][1].tolist() == [[0, 0, 1, 8, 1, 8, 1, 0, 0, 0]]
+    assert batches[1][1].tolist() == [[0, 1, 1, 1, 8, 1, 1, 1, 1, 1]]
+
+
 def test_every_story_has_its_turn_in_an_epoch() -> None:
     examples = Examples(STORIES[:30], TINY_TOKENIZER, 0, words=WORDS)
     for epoch in range(2):
@@ -236,12 +266,12 @@ def test_a_resumed_run_equals_an_uninterrupted_one(tuning: finetune.FinetuneConf
     stopped = finetune.finetune(tuning, tmp_path / "parts", interrupt_at(6))  # type: ignore[arg-type]
     assert stopped == {"complete": False, "step": 6}
     resumed = finetune.finetune(tuning, tmp_path / "parts", quiet)
-    a, _ = load_checkpoint(tmp_path / "whole" / loop.CHECKPOINT)
-    b, _ = load_checkpoint(tmp_path / "parts" / loop.CHECKPOINT)
+    a, _ = load_checkpoint(tmp_path / "whole" / CHECKPOINT)
+    b, _ = load_checkpoint(tmp_path / "parts" / CHECKPOINT)
     assert a.keys() == b.keys()
     assert all(torch.equal(a[k], b[k]) for k in a)
     assert whole["answer_nats_per_token"] == resumed["answer_nats_per_token"]
-    base, _ = load_checkpoint(tmp_path / "base" / loop.CHECKPOINT)
+    base, _ = load_checkpoint(tmp_path / "base" / CHECKPOINT)
     assert not torch.equal(a["model.embedding"], base["model.embedding"])
     lines = [json.loads(line) for line in (tmp_path / "parts" / "metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines if "valid_answer_loss" in line] == [5, 10, 12]
@@ -337,7 +367,7 @@ def test_bad_input_is_one_line(
 
 def test_a_model_file_can_be_tuned(tmp_path: Path) -> None:
     """What training starts from has the loss of the file, and exported at once it is the same model but for the rounding of a few rows."""
-    model, base = read_model(shipped_model()), finetune.load_base(shipped_model())
+    model, base = read_model(shipped_model()), load_base(shipped_model())
     net = build_model(base.config)
     restore(base.state, net)
     texts = documents(read_text(VALID))[:4]

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from mamba_integer.config import ModelConfig
 from mamba_integer.export import export_state
-from mamba_integer.nn import build_model, fused, loss, token_nats
+from mamba_integer.nn import Teacher, build_model, fused, loss, token_nats
 from mamba_integer.nn import model as model_module
 from mamba_integer.nn.quant import RoundUnbounded
 from mamba_integer.nn.scan import segments
@@ -126,6 +126,40 @@ def test_gradients_are_those_of_the_modules(
     largest = max(e.norm() for e in expected.values())
     for name, e in expected.items():
         assert (got[name] - e).norm() <= tolerance * e.norm() + 1e-6 * largest, name
+
+
+@pytest.mark.parametrize(("student", "master"), [("integer", "float"), ("float", "integer"), ("float", "float")])
+@pytest.mark.parametrize("rotation", [False, True])  # with it the modules compute, not the kernels
+def test_a_teacher_is_part_of_the_targets(
+    student: str, master: str, rotation: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The value stays that of the text; the gradient is that of the mixture, written out."""
+    if student == "integer":
+        monkeypatch.setattr(model_module, "chunked_scan", exact_scan)
+    monkeypatch.setattr(fused, "_BFLOAT16_PRODUCTS", False)
+    torch.manual_seed(8)
+    model = build_model(config(rotation=rotation), student)
+    teacher = build_model(config(rotation=rotation), master)
+    with torch.no_grad():
+        teacher.embedding.mul_(3.0)  # sure of itself
+    tokens, reset, targets = text(9)
+    weights = torch.rand(tokens.shape, generator=torch.Generator().manual_seed(2)) / tokens.numel()
+    alone = loss(model, tokens, reset, targets, weights)
+    taught = loss(model, tokens, reset, targets, weights, Teacher(teacher, 0.75))
+    torch.testing.assert_close(taught, alone)
+    taught.backward()
+    got = gradients(model)
+    plain = copy.deepcopy(model).double()
+    plain.zero_grad()
+    with torch.no_grad():
+        soft = copy.deepcopy(teacher).double()(tokens, reset).flatten(0, 1).softmax(-1)
+    mixed = 0.25 * F.one_hot(targets.flatten(), soft.shape[1]) + 0.75 * soft
+    nats = F.cross_entropy(plain(tokens, reset).flatten(0, 1), mixed, reduction="none")
+    (nats * weights.flatten()).sum().backward()
+    largest = max(p.grad.norm() for p in plain.parameters())
+    for name, p in plain.named_parameters():
+        tolerance = 1e-4 if student == master else 3e-2  # as above
+        assert (got[name] - p.grad).norm() <= tolerance * p.grad.norm() + 1e-6 * largest, name
 
 
 def test_bfloat16_products_change_gradients_by_their_rounding(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -20,8 +20,8 @@ import pytest
 import torch
 
 from mamba_integer.nn import fused
-from mamba_integer.train import loop, pretrain
-from mamba_integer.train.checkpoint import load_checkpoint
+from mamba_integer.train import pretrain
+from mamba_integer.train.checkpoint import CHECKPOINT, load_checkpoint
 from tests.test_train import CONFIG, files, quiet  # noqa: F401  (files is a fixture)
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -112,7 +112,7 @@ def check_same_run(run: Path, whole: Path) -> None:
         a, b = metrics(run, name), metrics(whole, name)
         assert a.keys() == b.keys()
         assert a == pytest.approx(b, abs=TOLERANCE), name
-    a, b = (load_checkpoint(r / loop.CHECKPOINT)[0] for r in (run, whole))
+    a, b = (load_checkpoint(r / CHECKPOINT)[0] for r in (run, whole))
     assert a.keys() == b.keys()
     assert all(torch.allclose(a[k].double(), b[k].double(), atol=1e-3) for k in a if k.startswith("model."))
 
@@ -148,7 +148,7 @@ def test_a_run_is_resumed_by_another_number_of_processes(files: Config, tmp_path
     for n, event, step in ((2, "signal", 5), (1, "signal", 8), (2, "", -1)):
         for status, err in train_in(n, files, run, event, rank=n - 1, step=step):
             assert status == (130 if event else 0), err
-        assert load_checkpoint(run / loop.CHECKPOINT)[1]["step"] == (step + 1 if event else 12)
+        assert load_checkpoint(run / CHECKPOINT)[1]["step"] == (step + 1 if event else 12)
     check_same_run(run, whole)
 
 
@@ -174,7 +174,7 @@ def test_processes_whose_weights_differ_save_nothing(files: Config, tmp_path: Pa
     for status, err in train_in(2, files, tmp_path / "run", "drift", 1, 3):
         assert status == 2, err
         assert "the processes do not have the same weights" in err
-    assert not (tmp_path / "run" / loop.CHECKPOINT).exists()
+    assert not (tmp_path / "run" / CHECKPOINT).exists()
 
 
 def test_the_batch_must_divide(files: Config, tmp_path: Path) -> None:  # noqa: F811

@@ -23,9 +23,10 @@ from mamba_integer.evaluate import evaluate
 from mamba_integer.nn import build_model, fused
 from mamba_integer.tokenizer import Tokenizer
 from mamba_integer.train import loop, pretrain
-from mamba_integer.train.checkpoint import load_checkpoint, restore, save_checkpoint
+from mamba_integer.train.checkpoint import CHECKPOINT, load_checkpoint, restore, save_checkpoint
 from mamba_integer.train.data import Document, StreamBatches, padded_documents, token_stream
 from mamba_integer.train.metrics import Metrics
+from tests.models import shipped_model
 
 STORIES = "\n<|endoftext|>\n".join(
     f"The {a} {b} saw a {c}. It was {d}, and the {b} was happy."
@@ -67,8 +68,8 @@ def test_a_resumed_run_equals_an_uninterrupted_one(files: pretrain.TrainConfig, 
     stopped = pretrain.train(CONFIG, files, tmp_path / "parts", interrupt_at(6))  # type: ignore[arg-type]
     assert stopped == {"complete": False, "step": 6}
     resumed = pretrain.train(CONFIG, files, tmp_path / "parts", quiet)
-    a, _ = load_checkpoint(tmp_path / "whole" / loop.CHECKPOINT)
-    b, _ = load_checkpoint(tmp_path / "parts" / loop.CHECKPOINT)
+    a, _ = load_checkpoint(tmp_path / "whole" / CHECKPOINT)
+    b, _ = load_checkpoint(tmp_path / "parts" / CHECKPOINT)
     assert a.keys() == b.keys()
     assert all(torch.equal(a[k], b[k]) for k in a)
     assert any(k.startswith("optimizer.exp_avg.") for k in a)
@@ -83,6 +84,30 @@ def test_training_learns(files: pretrain.TrainConfig, tmp_path: Path, arithmetic
     t = dataclasses.replace(files, arithmetic=arithmetic, tokens=60 * 2 * 32, lr=1e-2)
     summary = pretrain.train(CONFIG, t, tmp_path / "run", quiet)
     assert summary["nats_per_token"] < 2.5, "untrained: ln 280 = 5.6"
+
+
+def test_a_student_learns_from_its_teacher(files: pretrain.TrainConfig, tmp_path: Path) -> None:
+    """Of a text of noise, with all of the targets the teacher's: only the teacher knows the stories."""
+    pretrain.train(CONFIG, dataclasses.replace(files, tokens=60 * 2 * 32, lr=1e-2), tmp_path / "teacher", quiet)
+    noise = np.random.default_rng(0).permutation(list(STORIES.replace("<|endoftext|>", "")))
+    (tmp_path / "noise.txt").write_text("".join(noise))
+    student = dataclasses.replace(files, data=str(tmp_path / "noise.txt"), tokens=60 * 2 * 32, lr=1e-2)
+    alone = pretrain.train(CONFIG, student, tmp_path / "alone", quiet)
+    taught = dataclasses.replace(student, teacher=str(tmp_path / "teacher"), teacher_share=1.0)
+    summary = pretrain.train(CONFIG, taught, tmp_path / "taught", quiet)
+    assert summary["nats_per_token"] < alone["nats_per_token"] - 0.3
+    with pytest.raises(CheckpointError, match="another task"):
+        pretrain.train(CONFIG, student, tmp_path / "taught", quiet)
+
+
+def test_teachers_that_cannot_be(files: pretrain.TrainConfig, tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="cannot read the checkpoint"):
+        pretrain.train(CONFIG, dataclasses.replace(files, teacher=str(tmp_path / "none")), tmp_path / "run", quiet)
+    with pytest.raises(ArgumentError, match="has 2048 tokens, the tokenizer 280"):
+        pretrain.train(CONFIG, dataclasses.replace(files, teacher=str(shipped_model())), tmp_path / "run", quiet)
+    with pytest.raises(ArgumentError, match="--teacher-share must be above 0 and at most 1"):
+        dataclasses.replace(files, teacher_share=0.0)
+    assert not (tmp_path / "run").exists()
 
 
 def test_exported_model_has_the_loss_that_training_saw(files: pretrain.TrainConfig, tmp_path: Path) -> None:
@@ -265,7 +290,7 @@ def test_rates_and_vectors_have_learning_rates_of_their_own(files: pretrain.Trai
 
 def test_a_learning_rate_of_zero_holds_the_decay_rates(files: pretrain.TrainConfig, tmp_path: Path) -> None:
     pretrain.train(CONFIG, dataclasses.replace(files, lr_decay_rates=0.0), tmp_path / "run", quiet)
-    tensors, _ = load_checkpoint(tmp_path / "run" / loop.CHECKPOINT)
+    tensors, _ = load_checkpoint(tmp_path / "run" / CHECKPOINT)
     torch.manual_seed(files.seed)
     for name, p in build_model(CONFIG).named_parameters():
         moved = not torch.equal(tensors[f"model.{name}"], p)

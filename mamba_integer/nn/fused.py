@@ -11,6 +11,7 @@ is rounded to bfloat16 (relative error 2^-9); MAMBA_INTEGER_TRAIN_PRODUCTS=float
 from __future__ import annotations
 
 import ctypes
+import dataclasses
 import os
 from typing import Any
 
@@ -257,49 +258,79 @@ class _Layer(Function):
         return None, None, grad_r, g_norm1, g_in, g_conv, g_bias, g_log_a, g_base, g_skip, g_norm2, g_out
 
 
+class _Final:
+    """A model's final norm of r [R, D] and its output matrix: what logits are made of, some positions at a time."""
+
+    def __init__(self, model: MambaInteger | FloatMamba, r: Tensor) -> None:
+        self.integer, d = isinstance(model, MambaInteger), r.shape[1]
+        self.table, self.scale = model.embedding.detach(), 1.0
+        if self.integer:
+            self.norm_scale = _integers(model.norm_f.detach(), 6, INT8).expand(d).contiguous()
+            step = embedding_multiplier(self.table) * 2.0**-12
+            e = torch.round(self.table / step).clamp_(-INT8, INT8)
+            self.int8, self.table, self.scale = e.to(torch.int8), e * step, float(step) * 2.0**-5
+        else:
+            self.norm_scale = model.norm_f.detach()
+        self.u, self.norms = _norm(r, self.norm_scale, model.config.norm_mantissa)
+
+    def cross_entropy(self, at: slice, targets: Tensor, weights: Tensor | None, nats: Tensor) -> Tensor:
+        """Writes the nats of these positions and returns, with weights, the gradient of weight · nats by their logits [rows, V]."""
+        u = self.u[at]
+        logits = _product(u, self.int8) if self.integer else torch.mm(u, self.table.t())
+        pointers = [None if v is None else _at(v[at]) for v in (targets, weights, nats)]
+        _KERNELS["cross_entropy"](
+            _at(logits), not self.integer, self.scale, *pointers, len(u), len(self.table), torch.get_num_threads()
+        )
+        return logits.view(torch.float32)
+
+
 class _Head(Function):
-    """Final norm, logits and cross-entropy, some hundred positions at a time: (Σ weight · nats, nats [R]). Without weights: no gradient."""
+    """Final norm, logits and cross-entropy, some hundred positions at a time: (Σ weight · nats, nats [R]). Without weights: no gradient.
+
+    lesson: a teacher's _Final of the same positions and the share a of its distribution in the targets. The gradient by the logits is
+    softmax − ((1 − a) · target + a · teacher's softmax), that is the student's less a times the teacher's own gradient (Hinton et al. 2015,
+    arXiv:1503.02531, at temperature 1). The nats are those of the targets alone.
+    """
 
     @staticmethod
     def forward(
-        ctx: Any, model: Any, r: Tensor, norm_f: Tensor, embedding: Tensor, targets: Tensor, weights: Tensor | None
+        ctx: Any,
+        model: Any,
+        r: Tensor,
+        norm_f: Tensor,
+        embedding: Tensor,
+        targets: Tensor,
+        weights: Tensor | None,
+        lesson: tuple[_Final, float] | None,
     ) -> tuple[Tensor, Tensor]:
-        rows, d = r.shape
+        rows = r.shape[0]
         r = r.contiguous()
-        integer = isinstance(model, MambaInteger)
-        table, scale = embedding.detach(), 1.0
-        if integer:
-            g = _integers(norm_f, 6, INT8).expand(d).contiguous()
-            step = embedding_multiplier(embedding) * 2.0**-12
-            e = torch.round(embedding / step).clamp_(-INT8, INT8)
-            e8, table, scale = e.to(torch.int8), e * step, float(step) * 2.0**-5
-        else:
-            g = norm_f.detach()
-        u, norms = _norm(r, g, model.config.norm_mantissa)
-        nats, grad_u, grad_e = torch.empty(rows), torch.empty(rows, d), torch.zeros_like(table)
-        for i in range(0, rows, _ROWS):
-            part = u[i : i + _ROWS]
-            logits = _product(part, e8) if integer else torch.mm(part, table.t())
-            at = [None if v is None else _at(v[i : i + _ROWS]) for v in (targets, weights, nats)]
-            _KERNELS["cross_entropy"](
-                _at(logits), not integer, scale, *at, len(part), len(table), torch.get_num_threads()
-            )
-            if weights is not None:
-                grad_u[i : i + _ROWS], more = _backward_products(logits.view(torch.float32), table, part)
-                grad_e += more
+        final = _Final(model, r)
+        nats = torch.empty(rows)
         ctx.mark_non_differentiable(nats)
+        parts = [slice(i, i + _ROWS) for i in range(0, rows, _ROWS)]
         if weights is None:
+            for at in parts:
+                final.cross_entropy(at, targets, None, nats)
             return nats.sum(), nats
+        grad_u, grad_e = torch.empty(r.shape), torch.zeros_like(final.table)
+        for at in parts:
+            grad = final.cross_entropy(at, targets, weights, nats)
+            if lesson is not None:
+                teacher, share = lesson
+                grad.sub_(teacher.cross_entropy(at, targets, weights, torch.empty(rows)), alpha=share)
+            grad_u[at], more = _backward_products(grad, final.table, final.u[at])
+            grad_e += more
         grad_r = torch.zeros_like(r)
-        g_norm = _like(norm_f, _norm_backward(grad_u, r, g, norms, grad_r))
-        ctx.grads = grad_r, _inside(norm_f, 6, INT8, g_norm) if integer else g_norm, grad_e
+        g_norm = _like(norm_f, _norm_backward(grad_u, r, final.norm_scale, final.norms, grad_r))
+        ctx.grads = grad_r, _inside(norm_f, 6, INT8, g_norm) if final.integer else g_norm, grad_e
         return (nats * weights).sum(dtype=torch.float64), nats
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor, _: Tensor) -> Any:
         grad_r, grad_norm, grad_e = ctx.grads
-        return None, grad_r * grad, grad_norm * grad, grad_e * grad, None, None
+        return None, grad_r * grad, grad_norm * grad, grad_e * grad, None, None, None
 
 
 def supported(model: MambaInteger | FloatMamba) -> bool:
@@ -308,32 +339,75 @@ def supported(model: MambaInteger | FloatMamba) -> bool:
     return model.embedding.device.type == "cpu" and not c.rotation and c.scan == "convex"
 
 
-def _fused(
-    model: MambaInteger | FloatMamba, tokens: Tensor, reset: Tensor, targets: Tensor, weights: Tensor | None
-) -> tuple[Tensor, Tensor]:
-    index = document_index(reset).to(torch.int32).contiguous()
+def _layers(model: MambaInteger | FloatMamba, tokens: Tensor, index: Tensor) -> Tensor:
+    """r [B · T, D] after the last layer."""
     embedding = QuantEmbedding.apply(model.embedding) if isinstance(model, MambaInteger) else model.embedding
     r = F.embedding(tokens, embedding) * EMBED_SCALE
     for b in model.blocks:
         r = _Layer.apply(
             b, index, r, b.norm1, b.in_proj, b.conv_weight, b.conv_bias, b.log_a, b.base, b.skip, b.norm2, b.out_proj
         )
+    return r.flatten(0, 1)
+
+
+def _fused(
+    model: MambaInteger | FloatMamba,
+    tokens: Tensor,
+    reset: Tensor,
+    targets: Tensor,
+    weights: Tensor | None,
+    teacher: Teacher | None = None,
+) -> tuple[Tensor, Tensor]:
+    index = document_index(reset).to(torch.int32).contiguous()
+    lesson = None
+    if teacher is not None:
+        with torch.no_grad():
+            lesson = _Final(teacher.model, _layers(teacher.model, tokens, index)), teacher.share
     result: tuple[Tensor, Tensor] = _Head.apply(
         model,
-        r.flatten(0, 1),
+        _layers(model, tokens, index),
         model.norm_f,
         model.embedding,
         targets.flatten().contiguous(),
         None if weights is None else weights.flatten().contiguous(),
+        lesson,
     )
     return result
 
 
-def loss(model: MambaInteger | FloatMamba, tokens: Tensor, reset: Tensor, targets: Tensor, weights: Tensor) -> Tensor:
-    """Σ weights · (−ln p(target)), a float64 scalar. tokens, targets int64 [B, T], reset bool [B, T], weights float32 [B, T]."""
-    if torch.is_grad_enabled() and supported(model):
-        return _fused(model, tokens, reset, targets, weights)[0]
-    return (token_nats(model, tokens, reset, targets) * weights).sum(dtype=torch.float64)
+@dataclasses.dataclass(frozen=True)
+class Teacher:
+    """A trained model of the same vocabulary, and the share of its distribution in a student's targets (0 … 1)."""
+
+    model: MambaInteger | FloatMamba
+    share: float
+
+
+def loss(
+    model: MambaInteger | FloatMamba,
+    tokens: Tensor,
+    reset: Tensor,
+    targets: Tensor,
+    weights: Tensor,
+    teacher: Teacher | None = None,
+) -> Tensor:
+    """Σ weights · (−ln p(target)), a float64 scalar. tokens, targets int64 [B, T], reset bool [B, T], weights float32 [B, T].
+
+    With a teacher the value is the same, and the gradient that of the mixture of targets and the teacher's distribution.
+    """
+    if teacher is None and not torch.is_grad_enabled():
+        return (token_nats(model, tokens, reset, targets) * weights).sum(dtype=torch.float64)
+    if supported(model) and (teacher is None or supported(teacher.model)):
+        return _fused(model, tokens, reset, targets, weights, teacher)[0]
+    logits, flat = model(tokens, reset).flatten(0, 1), weights.flatten()
+    total = (F.cross_entropy(logits, targets.flatten(), reduction="none") * flat).sum(dtype=torch.float64)
+    if teacher is None:
+        return total
+    with torch.no_grad():
+        p = teacher.model(tokens, reset).flatten(0, 1).softmax(-1)
+    soft = (F.cross_entropy(logits, p, reduction="none") * flat).sum(dtype=torch.float64)
+    mixture = (1.0 - teacher.share) * total + teacher.share * soft
+    return total.detach() + mixture - mixture.detach()
 
 
 def token_nats(model: MambaInteger | FloatMamba, tokens: Tensor, reset: Tensor, targets: Tensor) -> Tensor:

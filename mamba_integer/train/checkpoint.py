@@ -18,6 +18,7 @@ from mamba_integer.errors import CheckpointError
 from mamba_integer.files import write_atomically
 
 VERSION = "1"
+CHECKPOINT = "checkpoint.safetensors"  # in the directory of a run
 
 
 def save_checkpoint(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, meta: dict[str, Any]) -> None:

@@ -27,10 +27,14 @@ Batch = tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]
 
 @dataclass(frozen=True)
 class Document:
-    """Token ids without the end-of-text tokens around them; the first `prompt` of them are given, not asked for."""
+    """Token ids without the end-of-text tokens around them; the first `prompt` of them are given, not asked for.
+
+    wanted: which of the others (indices into `tokens`) a request asked for by name.
+    """
 
     tokens: list[int]
     prompt: int = 0
+    wanted: tuple[int, ...] = ()
 
 
 def token_stream(path: Path, tokenizer: Tokenizer, cache: Path) -> Tokens:

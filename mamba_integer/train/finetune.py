@@ -4,20 +4,17 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import math
 import sys
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from mamba_integer.config import ModelConfig
-from mamba_integer.errors import ArgumentError, CheckpointError
-from mamba_integer.export import import_state
-from mamba_integer.model_file import read_model
-from mamba_integer.nn import build_model
-from mamba_integer.tokenizer import Tokenizer, documents, read_text
+from mamba_integer.errors import ArgumentError
+from mamba_integer.tokenizer import documents, read_text
 from mamba_integer.train import loop
-from mamba_integer.train.checkpoint import load_checkpoint, restore
+from mamba_integer.train.base import load_base
 from mamba_integer.train.data import Document
 from mamba_integer.train.instruct import Examples, PackedBatches, read_pairs
 from mamba_integer.train.parallel import World
@@ -34,6 +31,7 @@ class FinetuneConfig(loop.LoopConfig):
     tokenizer: str = ""
     context: int = 512
     plain: float = 0.2
+    wanted: float = 8.0
     instructions: str = ""
     instructions_share: float = 0.1
     tokens: int = 4_000_000
@@ -46,35 +44,10 @@ class FinetuneConfig(loop.LoopConfig):
 OPTIONS = {
     "context": "tokens a row; stories longer than this lose their end",
     "plain": "share of stories without a request, so that the model keeps telling stories unasked",
+    "wanted": "weight of the words that a request names, where the story first uses them; other tokens of an answer weigh 1",
     "instructions": 'JSONL file of {"instruction", "input", "output"} objects to mix in',
     "instructions_share": "share of examples drawn from --instructions",
 }
-
-
-@dataclasses.dataclass(frozen=True)
-class Base:
-    """What tuning starts from. state: tensors named as in a checkpoint."""
-
-    config: ModelConfig
-    arithmetic: str
-    state: dict[str, torch.Tensor]
-    tokenizer: Tokenizer
-
-
-def load_base(path: Path, tokenizer: str = "") -> Base:
-    """From a run, a checkpoint, or a model file (whose weights are known only as rounded). Raises MambaIntegerError for what is none of them."""
-    if path.suffix == ".gguf":
-        model = read_model(path)
-        state = {f"model.{name}": tensor for name, tensor in import_state(model).items()}
-        own = Tokenizer.load(tokenizer) if tokenizer else Tokenizer.from_bytes(model.tokenizer)
-        return Base(model.config, "integer", state, own)
-    tensors, meta = load_checkpoint(path / loop.CHECKPOINT if path.is_dir() else path)
-    try:
-        config, arithmetic = ModelConfig.from_dict(meta["model"]), meta["train"]["arithmetic"]
-        own = Tokenizer.load(tokenizer or meta["train"]["tokenizer"])
-    except (KeyError, TypeError):
-        raise CheckpointError(f"{path} is no checkpoint of a training run") from None
-    return Base(config, arithmetic, {k: v for k, v in tensors.items() if k.startswith("model.")}, own)
 
 
 def finetune(t: FinetuneConfig, run: Path, report: loop.Report = print, world: World | None = None) -> dict[str, Any]:
@@ -87,6 +60,8 @@ def finetune(t: FinetuneConfig, run: Path, report: loop.Report = print, world: W
         torch.set_num_threads(t.threads)
     if t.context < 1:
         raise ArgumentError(f"--context must be at least 1, not {t.context}")
+    if not 0 <= t.wanted < math.inf:
+        raise ArgumentError(f"--wanted must be at least 0, not {t.wanted}")
     if run.resolve() == Path(t.base).resolve():
         raise ArgumentError("--run must be another directory than --from")
     base = load_base(Path(t.base), t.tokenizer)
@@ -102,12 +77,11 @@ def finetune(t: FinetuneConfig, run: Path, report: loop.Report = print, world: W
     )
     valid = documents(read_text(t.valid))
     asked = Examples(valid, tokenizer, seed=0, words=examples.words)
-    model = build_model(base.config, base.arithmetic)
-    restore(base.state, model)
+    model = base.model()
     task = loop.Task(
         kind={"verb": "finetune", "from": loop.weights_digest(model)},
         tokenizer=tokenizer,
-        batches=PackedBatches(examples.__getitem__, tokenizer.eot, t.batch, t.context),
+        batches=PackedBatches(examples.__getitem__, tokenizer.eot, t.batch, t.context, t.wanted),
         texts=[Document(ids) for ids in tokenizer.encode_batch(valid)],
         answers=[asked[i] for i in range(len(valid))],
         start=base.state,

@@ -14,6 +14,7 @@ This module knows nothing of models and needs no PyTorch.
 
 from __future__ import annotations
 
+import bisect
 import json
 import os
 import re
@@ -134,10 +135,11 @@ class ContentWords:
 
 @dataclass(frozen=True)
 class Pair:
-    """A request and its answer, as text."""
+    """A request and its answer, as text, and the words of the answer that the request names."""
 
     request: str
     answer: str
+    words: tuple[str, ...] = ()
 
 
 def read_pairs(path: str | os.PathLike[str]) -> list[Pair]:
@@ -188,7 +190,7 @@ def request_for(story: str, words: ContentWords, rng: np.random.Generator) -> Pa
     chosen = [known[i] for i in rng.permutation(len(known))[: rng.integers(1, 6)]] if rng.random() < 0.9 else []
     features = [name for name, has in FEATURES.items() if rng.random() < 0.4 and has(story)]
     first = (sentences(story) or [""])[0] if rng.random() < 0.15 else ""
-    return Pair(story_request(chosen, features, first), story)
+    return Pair(story_request(chosen, features, first), story, tuple(chosen))
 
 
 class Examples:
@@ -232,11 +234,19 @@ class Examples:
     def __getitem__(self, index: int) -> Document:
         pair = self.pair(index)
         request = self.tokenizer.encode(pair.request)
-        return Document(request + self.tokenizer.encode(pair.answer), prompt=len(request))
+        answer, spans = self.tokenizer.encode_with_offsets(pair.answer)
+        begins = [begin for begin, _ in spans]
+        wanted = []
+        for word in pair.words:
+            if found := re.search(rf"\b{word}\b", pair.answer):  # where it is used first
+                last = bisect.bisect_left(begins, found.end())
+                wanted += range(bisect.bisect_right(begins, found.start()) - 1, last)
+        return Document(request + answer, len(request), tuple(len(request) + i for i in wanted))
 
 
 class PackedBatches:
-    """Rows of whole examples, a function of the step alone; only answers and the tokens that end them weigh anything.
+    """Rows of whole examples, a function of the step alone; only answers and the tokens that end them weigh anything, and what a request asked for by name
+    weighs `wanted` times as much as the rest.
 
     An example begins where a row does or another ends, never cut in front; one longer than a row loses its end. Of some examples at hand the longest that
     fits comes next, so few positions stay empty. A batch follows from all before it: getting one far ahead makes, and drops, those between.
@@ -244,8 +254,10 @@ class PackedBatches:
 
     HAND = 64  # examples at hand
 
-    def __init__(self, examples: Callable[[int], Document], eot: int, batch: int, length: int) -> None:
-        self.examples, self.eot, self.batch, self.length = examples, eot, batch, length
+    def __init__(
+        self, examples: Callable[[int], Document], eot: int, batch: int, length: int, wanted: float = 1.0
+    ) -> None:
+        self.examples, self.eot, self.batch, self.length, self.wanted = examples, eot, batch, length, wanted
         self._restart()
 
     def _restart(self) -> None:
@@ -293,6 +305,7 @@ class PackedBatches:
             end = min(at + 1 + len(example.tokens), self.length + 1)
             tokens[at + 1 : end] = example.tokens[: end - at - 1]
             weights[at + example.prompt : end] = 1.0
+            weights[[at + i for i in example.wanted if at + i < self.length]] = self.wanted
             at = end
             if at >= self.length:
                 return tokens, weights

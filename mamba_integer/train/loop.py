@@ -29,15 +29,14 @@ from torch import Tensor, nn
 from mamba_integer.config import ModelConfig
 from mamba_integer.errors import ArgumentError, CheckpointError
 from mamba_integer.files import write_atomically
-from mamba_integer.nn import FloatMamba, MambaInteger, build_model, loss
+from mamba_integer.nn import FloatMamba, MambaInteger, Teacher, build_model, loss
 from mamba_integer.tokenizer import Tokenizer
-from mamba_integer.train.checkpoint import load_checkpoint, restore, save_checkpoint
+from mamba_integer.train.checkpoint import CHECKPOINT, load_checkpoint, restore, save_checkpoint
 from mamba_integer.train.data import Batch, Document, padded_documents
 from mamba_integer.train.instruments import gradient_norms, inspect
 from mamba_integer.train.metrics import Metrics, time_scales
 from mamba_integer.train.parallel import Gradients, World
 
-CHECKPOINT = "checkpoint.safetensors"
 Report = Callable[[str], None]
 
 
@@ -154,6 +153,7 @@ class Task:
 
     kind: what must be the same when it is resumed, beside the model. texts: validation documents, scored as a whole (`valid_loss`).
     answers: validation documents of which only the part after a prompt is scored (`valid_answer_loss`). start: parameters to begin with.
+    teacher: a model, on the device of the run, whose distribution is part of the targets.
     """
 
     kind: dict[str, str]
@@ -162,6 +162,7 @@ class Task:
     texts: list[Document]
     answers: list[Document] = dataclasses.field(default_factory=list)
     start: dict[str, Tensor] | None = None
+    teacher: Teacher | None = None
 
 
 def learning_rate(t: LoopConfig, step: int, steps: int) -> float:
@@ -187,12 +188,14 @@ def make_optimizer(model: nn.Module, t: LoopConfig) -> torch.optim.AdamW:
     return torch.optim.AdamW(groups, lr=t.lr, betas=(0.9, 0.98), eps=1e-9, fused=True)
 
 
-def loss_sum(model: MambaInteger | FloatMamba, tokens: Tensor, weights: Tensor, eot: int) -> Tensor:
+def loss_sum(
+    model: MambaInteger | FloatMamba, tokens: Tensor, weights: Tensor, eot: int, teacher: Teacher | None = None
+) -> Tensor:
     """Sum over positions of weight · −ln p(next token), float64. tokens int64 [B, T + 1], weights float32 [B, T]; each row starts from an empty state."""
     inputs = tokens[:, :-1]
     reset = inputs == eot
     reset[:, 0] = True
-    return loss(model, inputs, reset, tokens[:, 1:], weights)
+    return loss(model, inputs, reset, tokens[:, 1:], weights, teacher)
 
 
 def on_device(tokens: npt.NDArray[np.int64], weights: npt.NDArray[np.float32], world: World) -> tuple[Tensor, Tensor]:
@@ -375,7 +378,10 @@ class Run:
         for at in range(begin, begin + part, rows):
             mine = slice(at, min(at + rows, begin + part))
             part_loss = loss_sum(
-                self.model, *on_device(tokens[mine], weights[mine], self.world), self.task.tokenizer.eot
+                self.model,
+                *on_device(tokens[mine], weights[mine], self.world),
+                self.task.tokenizer.eot,
+                self.task.teacher,
             )
             part_loss = part_loss / max(total, 1.0)
             part_loss.backward()  # type: ignore[no-untyped-call]

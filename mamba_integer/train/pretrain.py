@@ -11,8 +11,11 @@ from typing import Any
 import torch
 
 from mamba_integer.config import ModelConfig
+from mamba_integer.errors import ArgumentError
+from mamba_integer.nn import Teacher
 from mamba_integer.tokenizer import Tokenizer, documents, read_text
 from mamba_integer.train import loop
+from mamba_integer.train.base import load_base
 from mamba_integer.train.data import Document, StreamBatches, token_stream
 from mamba_integer.train.parallel import World
 
@@ -21,9 +24,31 @@ ROOT = Path(__file__).resolve().parents[2]
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TrainConfig(loop.LoopConfig):
-    """What a run does: `loop.LoopConfig`, and the training text."""
+    """What a run does: `loop.LoopConfig`, and the training text. teacher: a trained model to learn from; "": none."""
 
     data: str
+    teacher: str = ""
+    teacher_share: float = 0.5
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 < self.teacher_share <= 1:
+            raise ArgumentError(f"--teacher-share must be above 0 and at most 1, not {self.teacher_share}")
+
+
+OPTIONS = {
+    "teacher": "run, checkpoint or model file with the same tokenizer, whose distribution becomes part of the targets (distillation)",
+    "teacher_share": "share of the teacher's distribution in the targets",
+}
+
+
+def load_teacher(t: TrainConfig, tokenizer: Tokenizer, device: str | torch.device) -> tuple[Teacher, str]:
+    """The teacher that a run asks for, and the digest of its weights. Raises MambaIntegerError for one that cannot be it."""
+    base = load_base(Path(t.teacher), t.tokenizer)
+    if base.config.vocab_size != tokenizer.vocab_size:
+        raise ArgumentError(f"{t.teacher} has {base.config.vocab_size} tokens, the tokenizer {tokenizer.vocab_size}")
+    model = base.model().to(device).requires_grad_(False)
+    return Teacher(model, t.teacher_share), loop.weights_digest(model)
 
 
 def train(
@@ -41,11 +66,13 @@ def train(
         report("reading the text …")
     with world.in_turn():
         stream = token_stream(Path(t.data), tokenizer, run.parent / "cache")
+    teacher, digest = load_teacher(t, tokenizer, world.device) if t.teacher else (None, "")
     task = loop.Task(
-        kind={"verb": "train"},
+        kind={"verb": "train", "teacher": f"{t.teacher_share} {digest}"} if teacher else {"verb": "train"},
         tokenizer=tokenizer,
         batches=StreamBatches(stream, t.batch, model_config.context_length, t.seed),
         texts=[Document(ids) for ids in tokenizer.encode_batch(documents(read_text(t.valid)))],
+        teacher=teacher,
     )
     return loop.go(model_config, t, task, run, world, report)
 
@@ -65,7 +92,7 @@ def main(argv: list[str] | None = None) -> int:
     p.add_argument("--valid", default=str(ROOT / "data/tinystories_valid.txt"), help="validation text")
     p.add_argument("--tokenizer", default=str(ROOT / "configs/tinystories-2048.bpe"), help="tokenizer file")
     p.add_argument("--json", action="store_true", help="print the summary as JSON; progress goes to standard error")
-    loop.add_options(p, TrainConfig, skip=("data", "valid", "tokenizer"))
+    loop.add_options(p, TrainConfig, skip=("data", "valid", "tokenizer"), **OPTIONS)
     a = vars(p.parse_args(argv))
     run, config, as_json = a.pop("run"), ModelConfig.load(a.pop("config")), a.pop("json")
     t = TrainConfig(**a)
