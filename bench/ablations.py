@@ -28,7 +28,9 @@ SHAPE = {
     "context_length": 256,
 }
 TOKENS = 5_000_000
-Run = dict[str, Any]  # fields of ModelConfig and TrainConfig that differ from the defaults
+Run = dict[
+    str, Any
+]  # fields of ModelConfig and TrainConfig that differ from the defaults; a teacher is the name of another run
 
 
 def grid() -> dict[str, Run]:
@@ -67,19 +69,40 @@ def ternary() -> dict[str, Run]:
     }
 
 
+def taught() -> dict[str, Run]:
+    """Ternary weights that are int8 for part of the run, and a float twin (`final-float-0`) that teaches; one thing changed at a time."""
+    base: Run = {"batch": 8, "lr": 1.6e-2, "activation": "squareplus", "weights": "ternary"}
+    float_twin: Run = {"teacher": "final-float-0", "teacher_share": 0.7}
+    late: Run = {**base, "int8_until": 0.6}
+    return {
+        "taught-late": late,
+        "taught-late-float": {**late, **float_twin},
+        "taught-later-float": {**late, **float_twin, "int8_until": 0.75},
+        "taught-float": {**base, **float_twin},
+        "taught-int8-float": {**base, **float_twin, "weights": "int8"},
+    }
+
+
 def final() -> dict[str, Run]:
     """Three seeds of what the grid and the levers found best: for the float baseline batch 8 and 8e-3,
-    for the integer model squareplus and 1.6e-2 (ternary weights 8e-3)."""
+    for the integer model squareplus and 1.6e-2 (ternary weights 8e-3); ternary weights also taught by the float baseline of the same seed."""
     runs: dict[str, Run] = {}
     for seed in range(3):
         integer: Run = {"batch": 8, "lr": 1.6e-2, "activation": "squareplus", "seed": seed}
         runs[f"final-integer-{seed}"] = integer
         runs[f"final-ternary-{seed}"] = {**integer, "weights": "ternary", "lr": 8e-3}
         runs[f"final-float-{seed}"] = {"batch": 8, "lr": 8e-3, "arithmetic": "float", "seed": seed}
+        runs[f"final-ternary-taught-{seed}"] = {
+            **integer,
+            "weights": "ternary",
+            "int8_until": 0.6,
+            "teacher": f"final-float-{seed}",
+            "teacher_share": 0.7,
+        }
     return runs
 
 
-GROUPS = {"grid": grid, "ternary": ternary, "levers": levers, "final": final}
+GROUPS = {"grid": grid, "ternary": ternary, "levers": levers, "final": final, "taught": taught}
 
 
 def split(run: Run) -> tuple[ModelConfig, dict[str, Any]]:
@@ -123,6 +146,8 @@ def main() -> int:
             "valid_every": 1000,
             "log_every": 100,
         }
+        if "teacher" in fields:
+            fields["teacher"] = str(a.runs / fields["teacher"])
         t = TrainConfig(**{**common, **fields})
         print(f"== {name}", file=sys.stderr)
         if not train(model, t, a.runs / name, lambda line: print(line, file=sys.stderr, flush=True))["complete"]:

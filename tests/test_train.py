@@ -86,6 +86,26 @@ def test_training_learns(files: pretrain.TrainConfig, tmp_path: Path, arithmetic
     assert summary["nats_per_token"] < 2.5, "untrained: ln 280 = 5.6"
 
 
+def test_weights_become_ternary_on_the_way(files: pretrain.TrainConfig, tmp_path: Path) -> None:
+    """Up to then the run is that of an int8 model; it ends, and is exported, with ternary weights."""
+    ternary = dataclasses.replace(CONFIG, weights="ternary")
+    t = dataclasses.replace(files, int8_until=0.5, lr=1e-2)
+    stopped = pretrain.train(ternary, t, tmp_path / "run", interrupt_at(6))  # type: ignore[arg-type]
+    assert stopped == {"complete": False, "step": 6}
+    pretrain.train(CONFIG, dataclasses.replace(t, int8_until=0.0), tmp_path / "int8", interrupt_at(6))  # type: ignore[arg-type]
+    a, b = (load_checkpoint(tmp_path / run / CHECKPOINT)[0] for run in ("run", "int8"))
+    assert all(torch.equal(a[k], b[k]) for k in a)
+    summary = pretrain.train(ternary, t, tmp_path / "run", quiet)
+    pretrain.train(CONFIG, dataclasses.replace(t, int8_until=0.0), tmp_path / "int8", quiet)
+    a, b = (load_checkpoint(tmp_path / run / CHECKPOINT)[0] for run in ("run", "int8"))
+    assert not any(torch.equal(a[k], b[k]) for k in a if k.startswith("model.") and k.endswith("_proj"))
+    export.export(tmp_path / "run", tmp_path / "m.gguf", "small")
+    result = evaluate(Model.load(tmp_path / "m.gguf"), tmp_path / "text.txt")
+    assert result.nats_per_token == pytest.approx(summary["nats_per_token"], rel=1e-5)
+    with pytest.raises(ArgumentError, match="--int8-until must be at least 0 and below 1"):
+        dataclasses.replace(files, int8_until=1.0)
+
+
 def test_a_student_learns_from_its_teacher(files: pretrain.TrainConfig, tmp_path: Path) -> None:
     """Of a text of noise, with all of the targets the teacher's: only the teacher knows the stories."""
     pretrain.train(CONFIG, dataclasses.replace(files, tokens=60 * 2 * 32, lr=1e-2), tmp_path / "teacher", quiet)

@@ -172,7 +172,7 @@ class _Layer(Function):
                 _integers(conv_bias, 8, INT16),
                 _integers(skip, 6, INT8),
             )
-            w_in, w_out = (_Weight(w, c.weights == "ternary") for w in (in_proj, out_proj))
+            w_in, w_out = (_Weight(w, block.ternary) for w in (in_proj, out_proj))
             u, norms1 = _norm(r.view(rows, d), g1, c.norm_mantissa)
             acc = _product(u, w_in.int8)
             p, dt = torch.empty(batch, length, width, dtype=torch.int16), torch.empty(batch, length, h)

@@ -112,6 +112,7 @@ class IntegerBlock(nn.Module):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.config = config
+        self.ternary = config.weights == "ternary"
         d, e, h, n = config.d_model, config.d_inner, config.n_heads, config.d_state
         channel = config.norm_scale == "channel"
         self.norm1 = nn.Parameter(torch.ones(d if channel else 1))
@@ -142,11 +143,10 @@ class IntegerBlock(nn.Module):
         c = self.config
         e, n, h = c.d_inner, c.d_state, c.n_heads
         batch, length, _ = r.shape
-        ternary = c.weights == "ternary"
         act, gate = ACTIVATIONS[c.activation], ACTIVATIONS[c.gate]
         g1, g2, skip = (Round.apply(v, 6, INT8) for v in (self.norm1, self.norm2, self.skip))
 
-        w_in, w_out = (QuantWeight.apply(w, ternary) for w in (self.in_proj, self.out_proj))
+        w_in, w_out = (QuantWeight.apply(w, self.ternary) for w in (self.in_proj, self.out_proj))
         observe("in_proj.weight", w_in, math.inf)
         observe("out_proj.weight", w_out, math.inf)
 
@@ -209,6 +209,12 @@ class MambaInteger(nn.Module):
         self.embedding = nn.Parameter(torch.randn(config.vocab_size, config.d_model) * 0.03)
         self.blocks = nn.ModuleList([IntegerBlock(config) for _ in range(config.n_layers)])
         self.norm_f = nn.Parameter(torch.ones(config.d_model if config.norm_scale == "channel" else 1))
+
+    def hold_at_int8(self, held: bool) -> None:
+        """Whether weights that are to be ternary are int8 for the time being."""
+        for block in self.blocks:
+            assert isinstance(block, IntegerBlock)
+            block.ternary = self.config.weights == "ternary" and not held
 
     def forward(self, tokens: Tensor, reset: Tensor, observe: Observe = unobserved) -> Tensor:
         """`observe` is shown the sites of a layer i as "i.site", and "embedding" (the table), "embedded" and "norm_f"."""

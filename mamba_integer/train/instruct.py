@@ -236,7 +236,7 @@ class Examples:
         request = self.tokenizer.encode(pair.request)
         answer, spans = self.tokenizer.encode_with_offsets(pair.answer)
         begins = [begin for begin, _ in spans]
-        wanted = []
+        wanted: list[int] = []
         for word in pair.words:
             if found := re.search(rf"\b{word}\b", pair.answer):  # where it is used first
                 last = bisect.bisect_left(begins, found.end())

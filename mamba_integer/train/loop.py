@@ -54,6 +54,7 @@ class LoopConfig:
     lr_decay_rates: float = 1.0
     lr_vectors: float = 1.0
     warmup: int = 100  # steps
+    int8_until: float = 0.0  # share of the run
     decay: float = 0.4  # share of the run over which the learning rate falls to 0
     weight_decay: float = 0.1
     clip: float = 1.0
@@ -74,6 +75,8 @@ class LoopConfig:
         for name in ("lr", "clip"):
             if not 0 < getattr(self, name) < math.inf:
                 raise ArgumentError(f"{_option(name)} must be above 0, not {getattr(self, name)}")
+        if not 0 <= self.int8_until < 1:
+            raise ArgumentError(f"--int8-until must be at least 0 and below 1, not {self.int8_until}")
         if not 0 <= self.decay <= 1:
             raise ArgumentError(f"--decay must be from 0 to 1, not {self.decay}")
 
@@ -92,6 +95,7 @@ OPTIONS = {
     "lr_decay_rates": "times that, for the decay rates of the heads (log_a and base)",
     "lr_vectors": "times that, for the other vectors (norm scales, biases, skips)",
     "warmup": "steps until the plateau",
+    "int8_until": "share of the run in which weights that are to be ternary are still int8",
     "decay": "share of the run over which the learning rate falls to 0",
     "weight_decay": "of matrices; vectors have none",
     "clip": "largest norm of the gradient",
@@ -308,6 +312,8 @@ class Run:
                 lr = learning_rate(t, self.step, self.steps)
                 for group in optimizer.param_groups:
                     group["lr"] = lr * group["lr_scale"]
+                if isinstance(model, MambaInteger):
+                    model.hold_at_int8(self.step < t.int8_until * self.steps)
                 with world.guard():
                     self._backward()
                 mean_loss = self.gradients.sum_over(world)
@@ -363,6 +369,8 @@ class Run:
             world.agree(f"step {self.step} {weights_digest(model)}", "weights")
             if world.first:
                 self._save()
+            if isinstance(model, MambaInteger):
+                model.hold_at_int8(False)
             if self.step < self.steps:
                 self.report(f"stopped at step {self.step:,}; the same command goes on from there")
                 return {"complete": False, "step": self.step}
