@@ -128,10 +128,8 @@ class Gigatoken(Peer):
     def forms(vocabulary: Vocabulary) -> dict[str, Callable[[], Any]]:
         import gigatoken
 
-        return {
-            ".tiktoken": lambda: gigatoken.Tokenizer.from_tiktoken(str(vocabulary.tiktoken), "gpt4", {}),
-            "tokenizer.json": lambda: gigatoken.Tokenizer.from_json(vocabulary.json.read_bytes()),
-        }
+        # It refuses the pattern of our tokenizer.json.
+        return {".tiktoken": lambda: gigatoken.Tokenizer.from_tiktoken(str(vocabulary.tiktoken), "gpt4", {})}
 
     def encode(self, text: str) -> Any:
         return self.tokenizer.encode(text)
