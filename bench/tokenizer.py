@@ -1,10 +1,13 @@
-"""Tokenizers: training, and encoding one long document, documents of 20 KB and chat-sized strings, ours beside every other that is installed.
+"""Tokenizers: loading, training, and encoding one long document, documents of 20 KB and chat-sized strings, ours beside every other that is installed.
 
 Others, all optional: pip install gigatoken tokie tiktoken rustbpe sentencepiece tokenizers
 
 All of them encode with the same vocabulary and the same split, and the bench checks that they give the same ids; but rustbpe and sentencepiece cannot take
 a vocabulary, and encode with what they have learned themselves. One thread each, CPU-seconds of the whole process, the tokenizers in turn in each round,
-medians over the rounds. *cold* is the first call of a new tokenizer.
+medians over the rounds; ratios are medians of those within a round.
+
+*cold* is the first call of a new tokenizer. *chat* and *documents* are the batch call in the fastest form that each has: for ours, gigatoken and tokie arrays
+of all ids and of where each text's begin; for the others lists. *chat_lists* is the same strings as what all can give, a list of lists of int.
 """
 
 from __future__ import annotations
@@ -29,19 +32,18 @@ import numpy.typing as npt
 from bench.common import machine
 from mamba_integer.cli import CHECKOUT
 from mamba_integer.errors import ArgumentError, MambaIntegerError
-from mamba_integer.huggingface import PATTERN
 from mamba_integer.tokenizer import Tokenizer, documents, read_text
 
 # tiktoken's own form of the pattern (MIT licence): with it tiktoken is fastest.
 TIKTOKEN_PATTERN = r"'(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?+\p{L}++|\p{N}{1,3}+| ?[^\s\p{L}\p{N}]++[\r\n]*+|\s++$|\s*[\r\n]|\s+(?!\S)|\s"
 DOCUMENT, CHAT = 20_000, 120
-ENCODING = ("long", "cold", "documents", "chat")
+ENCODING = ("long", "cold", "documents", "chat", "chat_lists")
 # What would make more threads, or a cache on disk, of libraries that look at the environment.
 ENVIRONMENT = {"RAYON_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1"}
 
 
 class Peer(ABC):
-    """One tokenizer. Each call gives ids in the fastest form that it has for that: arrays rather than lists."""
+    """One tokenizer. Each call but `encode_lists` gives ids in the fastest form that it has for that: arrays rather than lists."""
 
     name: str
     same_ids = True
@@ -53,6 +55,11 @@ class Peer(ABC):
     def __init__(self, vocabulary: Vocabulary) -> None:
         """Loads the vocabulary."""
 
+    @staticmethod
+    def forms(vocabulary: Vocabulary) -> dict[str, Callable[[], Any]]:
+        """What loads the vocabulary from each form of file that it reads."""
+        return {}
+
     @abstractmethod
     def encode(self, text: str) -> Any:
         """The ids of one text."""
@@ -60,6 +67,10 @@ class Peer(ABC):
     @abstractmethod
     def encode_batch(self, texts: list[str]) -> Any:
         """The ids of many, on this thread."""
+
+    @abstractmethod
+    def encode_lists(self, texts: list[str]) -> list[list[int]]:
+        """The same as lists."""
 
     def ids(self, text: str) -> npt.NDArray[np.uint32]:
         return np.asarray(self.encode(text), np.uint32)
@@ -82,13 +93,25 @@ class Ours(Peer):
     name = "mamba-integer"
 
     def __init__(self, vocabulary: Vocabulary) -> None:
-        self.tokenizer = Tokenizer.from_tiktoken(vocabulary.tiktoken, vocabulary.tokenizer.special_tokens)
+        self.tokenizer = self.forms(vocabulary)[".tiktoken"]()
+
+    @staticmethod
+    def forms(vocabulary: Vocabulary) -> dict[str, Callable[[], Any]]:
+        special = vocabulary.tokenizer.special_tokens
+        return {
+            ".tiktoken": lambda: Tokenizer.from_tiktoken(vocabulary.tiktoken, special),
+            "tokenizer.json": lambda: Tokenizer.from_huggingface(vocabulary.json),
+        }
 
     def encode(self, text: str) -> Any:
         return self.tokenizer.encode_to_numpy(text)
 
     def encode_batch(self, texts: list[str]) -> Any:
         return self.tokenizer.encode_batch_to_numpy(texts, threads=1)
+
+    def encode_lists(self, texts: list[str]) -> list[list[int]]:
+        lists: list[list[int]] = self.tokenizer.encode_batch(texts, threads=1)
+        return lists
 
     @staticmethod
     def train(path: str, size: int) -> Any:
@@ -99,15 +122,24 @@ class Gigatoken(Peer):
     name = "gigatoken"
 
     def __init__(self, vocabulary: Vocabulary) -> None:
+        self.tokenizer = self.forms(vocabulary)[".tiktoken"]()
+
+    @staticmethod
+    def forms(vocabulary: Vocabulary) -> dict[str, Callable[[], Any]]:
         import gigatoken
 
-        self.tokenizer = gigatoken.Tokenizer.from_tiktoken(str(vocabulary.tiktoken), "gpt4", {})
+        # It refuses the pattern of our tokenizer.json.
+        return {".tiktoken": lambda: gigatoken.Tokenizer.from_tiktoken(str(vocabulary.tiktoken), "gpt4", {})}
 
     def encode(self, text: str) -> Any:
         return self.tokenizer.encode(text)
 
     def encode_batch(self, texts: list[str]) -> Any:
         return self.tokenizer.encode_batch(texts, parallel=False)
+
+    def encode_lists(self, texts: list[str]) -> list[list[int]]:
+        lists: list[list[int]] = self.tokenizer.encode_batch_list(texts, parallel=False)
+        return lists
 
     @staticmethod
     def train(path: str, size: int) -> Any:
@@ -120,9 +152,13 @@ class Tokie(Peer):
     name = "tokie"
 
     def __init__(self, vocabulary: Vocabulary) -> None:
+        self.tokenizer = self.forms(vocabulary)["tokenizer.json"]()
+
+    @staticmethod
+    def forms(vocabulary: Vocabulary) -> dict[str, Callable[[], Any]]:
         import tokie
 
-        self.tokenizer = tokie.Tokenizer.from_json(str(vocabulary.json))
+        return {"tokenizer.json": lambda: tokie.Tokenizer.from_json(str(vocabulary.json))}
 
     def encode(self, text: str) -> Any:
         return self.encode_batch([text])[0]
@@ -130,21 +166,34 @@ class Tokie(Peer):
     def encode_batch(self, texts: list[str]) -> Any:
         return self.tokenizer.encode_batch_flat(texts, add_special_tokens=False)
 
+    def encode_lists(self, texts: list[str]) -> list[list[int]]:
+        return [encoding.ids for encoding in self.tokenizer.encode_batch(texts, add_special_tokens=False)]
+
 
 class Tiktoken(Peer):
     name = "tiktoken"
 
     def __init__(self, vocabulary: Vocabulary) -> None:
+        self.tokenizer = self.forms(vocabulary)[".tiktoken"]()
+
+    @staticmethod
+    def forms(vocabulary: Vocabulary) -> dict[str, Callable[[], Any]]:
         import tiktoken
         from tiktoken.load import load_tiktoken_bpe
 
-        ranks = load_tiktoken_bpe(str(vocabulary.tiktoken))
-        self.tokenizer = tiktoken.Encoding("bench", pat_str=TIKTOKEN_PATTERN, mergeable_ranks=ranks, special_tokens={})
+        def load() -> Any:
+            ranks = load_tiktoken_bpe(str(vocabulary.tiktoken))
+            return tiktoken.Encoding("bench", pat_str=TIKTOKEN_PATTERN, mergeable_ranks=ranks, special_tokens={})
+
+        return {".tiktoken": load}
 
     def encode(self, text: str) -> Any:
         return self.tokenizer.encode_to_numpy(text)
 
     def encode_batch(self, texts: list[str]) -> Any:
+        return self.encode_lists(texts)
+
+    def encode_lists(self, texts: list[str]) -> list[list[int]]:
         return [self.tokenizer.encode_ordinary(text) for text in texts]
 
 
@@ -152,9 +201,13 @@ class Tokenizers(Peer):
     name = "tokenizers"
 
     def __init__(self, vocabulary: Vocabulary) -> None:
+        self.tokenizer = self.forms(vocabulary)["tokenizer.json"]()
+
+    @staticmethod
+    def forms(vocabulary: Vocabulary) -> dict[str, Callable[[], Any]]:
         import tokenizers
 
-        self.tokenizer = tokenizers.Tokenizer.from_file(str(vocabulary.json))
+        return {"tokenizer.json": lambda: tokenizers.Tokenizer.from_file(str(vocabulary.json))}
 
     def encode(self, text: str) -> Any:
         return self.tokenizer.encode(text, add_special_tokens=False).ids
@@ -162,14 +215,17 @@ class Tokenizers(Peer):
     def encode_batch(self, texts: list[str]) -> Any:
         return self.tokenizer.encode_batch_fast(texts, add_special_tokens=False)
 
+    def encode_lists(self, texts: list[str]) -> list[list[int]]:
+        return [encoding.ids for encoding in self.encode_batch(texts)]
+
     @staticmethod
     def train(path: str, size: int) -> Any:
-        from tokenizers import Regex, Tokenizer, models, pre_tokenizers, trainers
+        import tokenizers
+        from tokenizers import models, pre_tokenizers, trainers
 
-        tokenizer = Tokenizer(models.BPE())
-        split = pre_tokenizers.Split(Regex(PATTERN), "isolated")
-        level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
-        tokenizer.pre_tokenizer = pre_tokenizers.Sequence([split, level])
+        tokenizer = tokenizers.Tokenizer(models.BPE())
+        ours = tokenizers.Tokenizer.from_buffer(Tokenizer.train("", 257).to_huggingface())
+        tokenizer.pre_tokenizer = ours.pre_tokenizer
         alphabet = pre_tokenizers.ByteLevel.alphabet()
         trainer = trainers.BpeTrainer(
             vocab_size=size, special_tokens=["<|endoftext|>"], initial_alphabet=alphabet, show_progress=False
@@ -189,7 +245,11 @@ class Rustbpe(Peer):
         return self.tokenizer.encode(text)
 
     def encode_batch(self, texts: list[str]) -> Any:
-        return self.tokenizer.batch_encode(texts)
+        return self.encode_lists(texts)
+
+    def encode_lists(self, texts: list[str]) -> list[list[int]]:
+        lists: list[list[int]] = self.tokenizer.batch_encode(texts)
+        return lists
 
     @staticmethod
     def train(path: str, size: int) -> Any:
@@ -211,7 +271,11 @@ class Sentencepiece(Peer):
         return self.tokenizer.encode(text)
 
     def encode_batch(self, texts: list[str]) -> Any:
-        return self.tokenizer.encode(texts, num_threads=1)
+        return self.encode_lists(texts)
+
+    def encode_lists(self, texts: list[str]) -> list[list[int]]:
+        lists: list[list[int]] = self.tokenizer.encode(texts, num_threads=1)
+        return lists
 
     @staticmethod
     def train(path: str, size: int) -> Any:
@@ -335,12 +399,15 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
                     "long": lambda peer=peer: peer.encode(text),
                     "documents": lambda peer=peer: peer.encode_batch(pieces["documents"]),
                     "chat": lambda peer=peer: peer.encode_batch(pieces["chat"]),
+                    "chat_lists": lambda peer=peer: peer.encode_lists(pieces["chat"]),
                 }
                 spent = {what: seconds_of(work) for what, work in works.items()}
                 slow[peer.name] = sum(spent.values())
                 for what, seconds in spent.items():
                     rates[peer.name].setdefault(what, []).append(size / 1e6 / seconds)
             rounds += 1
+        loading = load(peers, vocabulary)
+        threads = scaling(peers[0], pieces["documents"], size)
         trained: dict[str, list[dict[str, float]]] = {}
         for _ in range(3):
             for peer in peers:
@@ -354,13 +421,17 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
         if runs := trained.get(name):
             results[name]["train"] = round(size / 1e6 / statistics.median(run["seconds"] for run in runs), 2)
             memory[name] = round(statistics.median(run["megabytes"] for run in runs), 1)
-    ours = results["mamba-integer"]
-    ratios = {
-        name: {what: round(ours[what] / value, 2) for what, value in values.items()}
-        for name, values in results.items()
-        if name != "mamba-integer"
-    }
+    ours, ours_by_round = results["mamba-integer"], rates["mamba-integer"]
+    ratios: dict[str, dict[str, float]] = {}
+    for name in (name for name in results if name != "mamba-integer"):
+        pairs = {what: zip(ours_by_round[what], rates[name][what], strict=False) for what in ENCODING}
+        ratios[name] = {what: round(statistics.median(a / b for a, b in both), 2) for what, both in pairs.items()}
+        if "train" in results[name]:
+            ratios[name]["train"] = round(ours["train"] / results[name]["train"], 2)
+    rows = [(f"{name}: loading {form}", f"{ms} ms") for name, forms in loading.items() for form, ms in forms.items()]
+    rows += [(f"mamba-integer: documents, {count} threads", f"{rate} MB/s") for count, rate in threads.items()]
     return {
+        "rows": rows,
         "bench": "tokenizer",
         "unit": "MB per CPU-second",
         "bytes": size,
@@ -371,8 +442,36 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
         "peers": results,
         "ratios": ratios,
         "train_memory_megabytes": memory,
+        "loading_cpu_ms_best": loading,
+        "documents_by_threads_best_MB_per_second": threads,
         "machine": machine(),
     }
+
+
+def load(peers: list[Peer], vocabulary: Vocabulary) -> dict[str, dict[str, float]]:
+    """CPU-milliseconds of loading the vocabulary from each form of file, the best of several."""
+    best: dict[str, dict[str, float]] = {}
+    for _ in range(7):
+        for peer in peers:
+            for form, work in peer.forms(vocabulary).items():
+                with silent():
+                    spent = round(seconds_of(work) * 1e3, 1)
+                known = best.setdefault(peer.name, {})
+                known[form] = min(spent, known.get(form, spent))
+    return best
+
+
+def scaling(ours: Peer, texts: list[str], size: int) -> dict[int, float]:
+    """MB a second by the clock of a long batch, by threads: the best of many by turns, for the machine may be busy."""
+    assert isinstance(ours, Ours)
+    best: dict[int, float] = {}
+    for _ in range(25):
+        for threads in sorted({1, 2, os.cpu_count() or 1}):
+            began = time.perf_counter()
+            ours.tokenizer.encode_batch_to_numpy(texts * 4, threads=threads)
+            rate = round(4 * size / 1e6 / (time.perf_counter() - began), 1)
+            best[threads] = max(rate, best.get(threads, 0))
+    return best
 
 
 def check(peers: list[Peer], texts: list[str]) -> list[str]:

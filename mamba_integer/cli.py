@@ -1053,12 +1053,13 @@ def _bench(options: argparse.Namespace) -> int:
         sys.path.insert(0, os.fspath(CHECKOUT))
     run: Callable[[argparse.Namespace], dict[str, Any]] = import_module(f"bench.{options.bench}").run
     result = run(options)
+    more = result.pop("rows", [])
     if not options.json:
         rows = [
             (f"{peer}: {what}", f"{rate:,} {result['unit']}")
             for peer, rates in result["peers"].items()
             for what, rate in rates.items()
         ]
-        _print_table(rows)
+        _print_table([*rows, *more])
     _print_json(result)
     return 0

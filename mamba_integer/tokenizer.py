@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from mamba_integer import _native, huggingface
+from mamba_integer import _native
 from mamba_integer.errors import ArgumentError, TokenizerError
 
 END_OF_TEXT = "<|endoftext|>"
@@ -83,9 +83,7 @@ class Tokenizer:
 
         Source: the format of the Python package tokenizers, as its `Tokenizer.save` writes it.
         """
-        found = huggingface.read(_contents(file))
-        special = list(found.special.items())
-        return cls(_native.Tokenizer.from_merges(found.vocabulary, found.merges, special, found.older_pattern))
+        return cls(_native.Tokenizer.from_huggingface(_contents(file)))
 
     @classmethod
     def train(cls, text: str | Iterable[str], vocab_size: int, *, threads: int = 0) -> Tokenizer:
@@ -190,10 +188,11 @@ class Tokenizer:
         return self._native.to_tiktoken()
 
     def to_huggingface(self) -> bytes:
-        """The contents of a `tokenizer.json`, which the packages tokenizers and transformers (`PreTrainedTokenizerFast(tokenizer_file=…)`) read."""
-        vocabulary, merges = self._native.merges()
-        contents = huggingface.Contents(dict(vocabulary), list(merges), self._special, self._native.older_pattern)
-        return huggingface.write(contents)
+        """The contents of a `tokenizer.json`, which the packages tokenizers and transformers (`PreTrainedTokenizerFast(tokenizer_file=…)`) read.
+
+        Raises TokenizerError if a special token is named as another token is in such a file.
+        """
+        return self._native.to_huggingface()
 
     @property
     def digest(self) -> str:

@@ -166,7 +166,10 @@ def test_bench(run: Run, tiny: Path, name: str) -> None:
     result = json.loads(last)
     assert result["bench"] == name
     assert result["peers"]["mamba-integer"]
-    assert len(table) == sum(len(rates) for rates in result["peers"].values())
+    rows = sum(len(rates) for rates in result["peers"].values())
+    rows += sum(len(forms) for forms in result.get("loading_cpu_ms_best", {}).values())
+    rows += len(result.get("documents_by_threads_best_MB_per_second", {}))
+    assert len(table) == rows
 
 
 def test_version(run: Run) -> None:

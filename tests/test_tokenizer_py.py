@@ -14,9 +14,9 @@ import tiktoken
 import tokenizers
 from hypothesis import given
 from hypothesis import strategies as st
+from transformers import PreTrainedTokenizerFast
 
 from bench.tokenizer import TIKTOKEN_PATTERN
-from mamba_integer import huggingface
 from mamba_integer.errors import ArgumentError, MambaIntegerError, TokenizerError
 from mamba_integer.tokenizer import END_OF_TEXT, StreamDecoder, Tokenizer, documents, read_text
 
@@ -218,9 +218,13 @@ def test_forms_of_other_makers(tmp_path: Path) -> None:
         Tokenizer.from_tiktoken(tmp_path / "gone")
 
 
+# As files of other makers have it.
+OLDER_PATTERN = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+
+
 def test_the_older_pattern_is_kept() -> None:
     content = json.loads(TOKENIZER.to_huggingface())
-    content["pre_tokenizer"]["pretokenizers"][0]["pattern"]["Regex"] = huggingface.OLDER_PATTERN
+    content["pre_tokenizer"]["pretokenizers"][0]["pattern"]["Regex"] = OLDER_PATTERN
     older = Tokenizer.from_huggingface(json.dumps(content).encode())
     assert older.encode("a\n  ") == TOKENIZER.encode("a\n") + TOKENIZER.encode("  ")
     assert json.loads(older.to_huggingface()) == content
@@ -309,3 +313,22 @@ def test_as_the_package_tokenizers_does() -> None:
         assert theirs.decode(ids) == text
         assert offsets == encoding.offsets
     assert theirs.encode(f"a{END_OF_TEXT}").ids == TOKENIZER.encode(f"a{END_OF_TEXT}", allow_special=True)
+
+
+def test_as_transformers_does(tmp_path: Path) -> None:
+    (tmp_path / "tokenizer.json").write_bytes(TOKENIZER.to_huggingface())
+    theirs = PreTrainedTokenizerFast(tokenizer_file=str(tmp_path / "tokenizer.json"), eos_token=END_OF_TEXT)
+    assert (len(theirs), theirs.eos_token_id) == (TOKENIZER.vocab_size, TOKENIZER.eot)
+    for text in TEXTS:
+        ids = TOKENIZER.encode(text)
+        assert theirs(text)["input_ids"] == ids
+        assert theirs.decode(ids) == text
+    text = f"One.{END_OF_TEXT}Two."
+    ids = TOKENIZER.encode(text, allow_special=True)
+    assert theirs(text)["input_ids"] == ids
+    assert ids.count(TOKENIZER.eot) == 1
+    assert theirs.decode(ids) == text
+    assert theirs.decode(ids, skip_special_tokens=True) == "One.Two."
+    # What it saves is read by us.
+    theirs.save_pretrained(tmp_path / "saved")
+    assert Tokenizer.from_huggingface(tmp_path / "saved/tokenizer.json").to_bytes() == TOKENIZER.to_bytes()

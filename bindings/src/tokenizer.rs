@@ -64,9 +64,6 @@ fn policy_of(policy: &[u8]) -> Vec<AllowSpecial> {
 /// Tokens, and where in the text each begins and ends, in characters.
 type Offsets = (Vec<u32>, Vec<(usize, usize)>);
 
-/// A vocabulary as tokenizer.json writes it: tokens with their ids, and pairs in the order of merging.
-type Merges = (Vec<(String, u32)>, Vec<(String, String)>);
-
 /// Numbers that NumPy can take without copying them: `numpy.asarray`.
 #[pyclass(frozen, module = "mamba_integer._native")]
 pub struct Numbers {
@@ -178,60 +175,12 @@ impl Tokenizer {
         Ok(Self::new(inner))
     }
 
-    /// Tokens and merges as `tokenizer.json` writes them: each byte is a character. Special tokens may be among the tokens.
     #[staticmethod]
-    fn from_merges(
-        py: Python<'_>,
-        vocabulary: &Bound<'_, PyDict>,
-        merges: &Bound<'_, PyList>,
-        special: Special,
-        older_pattern: bool,
-    ) -> PyResult<Self> {
-        let refuse = |what: &str, value: &Bound<'_, PyAny>| match value.repr() {
-            Ok(value) => tokenizer_error(py, format!("{value} is not {what}")),
-            Err(error) => error,
-        };
-        let bytes = |text: &str| native::byte_level::to_bytes(text);
-        let mut tokens = Vec::with_capacity(vocabulary.len());
-        for (token, id) in vocabulary {
-            let id: u32 = id.extract().map_err(|_| refuse("an id below 2^32", &id))?;
-            let name = token.cast::<PyString>()?.to_str().unwrap_or_default();
-            if special.iter().any(|(other, number)| *number == id && other == name) {
-                continue;
-            }
-            match bytes(name) {
-                Some(bytes) => tokens.push((bytes, id)),
-                None => return Err(refuse("a token whose characters stand for bytes", &token)),
-            }
-        }
-        let mut pairs = Vec::with_capacity(merges.len());
-        for merge in merges {
-            let pair = match merge.cast::<PyString>() {
-                // The older form; a token has no space, which stands for no byte.
-                Ok(both) => both
-                    .to_str()
-                    .ok()
-                    .and_then(|both| both.split_once(' '))
-                    .map(|(a, b)| (bytes(a), bytes(b))),
-                Err(_) => match merge.extract::<[Bound<'_, PyString>; 2]>() {
-                    Ok([left, right]) => {
-                        Some((left.to_str().ok().and_then(bytes), right.to_str().ok().and_then(bytes)))
-                    }
-                    Err(_) => None,
-                },
-            };
-            match pair {
-                Some((Some(left), Some(right))) => pairs.push((left, right)),
-                _ => return Err(refuse("a merge of two tokens whose characters stand for bytes", &merge)),
-            }
-        }
+    fn from_huggingface(py: Python<'_>, data: &[u8]) -> PyResult<Self> {
         let inner = py
-            .detach(|| native::Tokenizer::from_merges(&tokens, &pairs, &special))
+            .detach(|| native::Tokenizer::from_huggingface(data))
             .map_err(|e| from_tokenizer(py, e))?;
-        Ok(Self::new(match older_pattern {
-            true => inner.with_older_pattern(),
-            false => inner,
-        }))
+        Ok(Self::new(inner))
     }
 
     #[staticmethod]
@@ -341,18 +290,11 @@ impl Tokenizer {
         Ok(PyBytes::new(py, &file))
     }
 
-    /// Tokens and merges as `tokenizer.json` writes them.
-    fn merges(&self) -> Merges {
-        let text = |bytes: &[u8]| native::byte_level::to_text(bytes);
-        let tokens: Vec<_> = self.inner.ordinary().map(|(id, token)| (text(token), id)).collect();
-        let token = |id| text(self.inner.token_bytes(id).unwrap_or_default());
-        let merges = self.inner.rules().map(|[left, right, _]| (token(left), token(right)));
-        (tokens, merges.collect())
-    }
-
-    #[getter]
-    fn older_pattern(&self) -> bool {
-        self.inner.has_older_pattern()
+    fn to_huggingface<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyBytes>> {
+        let file = py
+            .detach(|| self.inner.to_huggingface())
+            .map_err(|e| from_tokenizer(py, e))?;
+        Ok(PyBytes::new(py, &file))
     }
 
     #[getter]

@@ -1,4 +1,4 @@
-//! Trains a tokenizer on a file, or loads one, and measures it on another file:
+//! Trains a tokenizer on a file, or loads one (also a .tiktoken file or a tokenizer.json), and measures it on another file:
 //!
 //! ```text
 //! cargo run --release --example measure -- train TEXT VOCAB_SIZE TOKENIZER
@@ -6,6 +6,7 @@
 //! ```
 
 use std::error::Error;
+use std::path::Path;
 use std::time::Instant;
 
 use mamba_integer_tokenizer::{documents, train_file, AllowSpecial, Tokenizer};
@@ -25,7 +26,12 @@ fn main() -> Result<(), Box<dyn Error>> {
             );
         }
         ["encode", tokenizer, text] => {
-            let tokenizer = Tokenizer::load(tokenizer)?;
+            let tokenizer = match Path::new(tokenizer).extension().and_then(|end| end.to_str()) {
+                Some("tiktoken") => Tokenizer::from_tiktoken(&std::fs::read(tokenizer)?, &[])?,
+                Some("json") => Tokenizer::from_huggingface(&std::fs::read(tokenizer)?)?,
+                _ => Tokenizer::load(tokenizer)?,
+            };
+            println!("loaded in {:.1} ms", begin.elapsed().as_secs_f64() * 1e3);
             let text = std::fs::read_to_string(text)?;
             let (mut bytes, mut count) = (0, 0);
             let begin = Instant::now();

@@ -54,6 +54,8 @@ mi_tokenizer_status mi_tokenizer_from_bytes(const void *data, size_t size, mi_to
  * it says nothing, have these names (zero-terminated) and ids. Text is split by the pattern of cl100k_base. */
 mi_tokenizer_status mi_tokenizer_from_tiktoken(const void *data, size_t size, const char *const *names,
                                                const uint32_t *ids, size_t count, mi_tokenizer **out);
+/* From the contents of a tokenizer.json (Hugging Face) of a byte-level BPE that splits text by the pattern of GPT-4. */
+mi_tokenizer_status mi_tokenizer_from_huggingface(const void *data, size_t size, mi_tokenizer **out);
 /* NULL is allowed. */
 void mi_tokenizer_free(mi_tokenizer *tokenizer);
 
@@ -94,6 +96,14 @@ mi_tokenizer_status mi_tokenizer_stream_finish(mi_tokenizer_stream *stream, uint
 /* NULL is allowed. */
 void mi_tokenizer_stream_free(mi_tokenizer_stream *stream);
 
+/* The contents of the tokenizer file, which tokenizers of other makers do not have unless they number as this one does;
+ * of a .tiktoken file, if tiktoken would give the same ids; of a tokenizer.json. */
+mi_tokenizer_status mi_tokenizer_to_bytes(const mi_tokenizer *tokenizer, uint8_t *bytes, size_t capacity,
+                                          size_t *needed);
+mi_tokenizer_status mi_tokenizer_to_tiktoken(const mi_tokenizer *tokenizer, uint8_t *bytes, size_t capacity,
+                                             size_t *needed);
+mi_tokenizer_status mi_tokenizer_to_huggingface(const mi_tokenizer *tokenizer, uint8_t *bytes, size_t capacity,
+                                                size_t *needed);
 /* Writes the tokenizer file, complete or not at all. */
 mi_tokenizer_status mi_tokenizer_save(const mi_tokenizer *tokenizer, const char *out_path);
 /* Learns a vocabulary of `vocab_size` tokens (257 or more) from a UTF-8 text file, whose documents are separated by

@@ -27,6 +27,8 @@ pub(crate) struct PairTable {
     used: usize,
     multiplier: u64,
     shift: u32,
+    /// What pairs of bytes become, which is asked for most: left byte first. [`NONE`] if they do not.
+    bytes: Box<[u32]>,
 }
 
 impl PairTable {
@@ -41,6 +43,7 @@ impl PairTable {
             used: 0,
             multiplier: RandomState::new().hash_one(bits) | 1,
             shift: u64::BITS - bits,
+            bytes: vec![NONE; 1 << 16].into_boxed_slice(),
         }
     }
 
@@ -51,8 +54,19 @@ impl PairTable {
             for &slot in full.slots.iter().filter(|&&slot| slot != Self::EMPTY) {
                 self.put(slot);
             }
+            self.bytes = full.bytes;
         }
-        self.put(Self::key(left, right) << ID_BITS | u64::from(token))
+        let new = self.put(Self::key(left, right) << ID_BITS | u64::from(token));
+        if let (true, Ok(left), Ok(right)) = (new, u8::try_from(left), u8::try_from(right)) {
+            self.bytes[usize::from(left) << 8 | usize::from(right)] = token;
+        }
+        new
+    }
+
+    /// What two bytes become, or [`NONE`].
+    #[inline]
+    fn get_bytes(&self, left: u8, right: u8) -> u32 {
+        self.bytes[usize::from(left) << 8 | usize::from(right)]
     }
 
     fn put(&mut self, entry: u64) -> bool {
@@ -145,17 +159,18 @@ fn merge_short<const N: usize>(table: &PairTable, chunk: &[u8], out: &mut Vec<u3
     // What the token here and the next one become, and the position, so that the least is the lowest and of several the leftmost.
     let mut waiting = [NONE; N];
     let (mut before, mut after) = ([0u8; N], [0u8; N]);
-    let offer = |left: u32, right: u32, at: usize| match table.get(left, right) {
+    let waiting_for = |token: u32, at: usize| match token {
         NONE => NONE,
         token => token << AT | at as u32,
     };
+    let offer = |left: u32, right: u32, at: usize| waiting_for(table.get(left, right), at);
     for (at, &byte) in chunk.iter().enumerate() {
         tokens[at] = u32::from(byte);
         before[at] = (at as u8).wrapping_sub(1);
         after[at] = at as u8 + 1;
     }
-    for at in 0..length - 1 {
-        waiting[at] = offer(tokens[at], tokens[at + 1], at);
+    for (at, pair) in chunk.windows(2).enumerate() {
+        waiting[at] = waiting_for(table.get_bytes(pair[0], pair[1]), at);
     }
     loop {
         let least = waiting.iter().fold(NONE, |least, &other| least.min(other));

@@ -341,7 +341,12 @@ pub(crate) struct Encoder {
     short: Kind,
     rest: Rest,
     starts: Box<[u32]>,
+    /// Where texts are put that are short, so that the keys of their last chunks can be read as all others are.
+    short_text: Box<[u8; SHORT_TEXT + WORD]>,
 }
+
+/// A text of at most this many bytes is copied.
+const SHORT_TEXT: usize = 1 << 10;
 
 enum Kind {
     Narrow(Short<Narrow>),
@@ -384,12 +389,20 @@ impl Encoder {
                 space: [0; 8],
             },
             starts: vec![0; 2048 + MARGIN].into_boxed_slice(),
+            short_text: Box::new([0; SHORT_TEXT + WORD]),
         }
     }
 
     /// Appends the tokens of a text without special tokens.
     pub(crate) fn encode(&mut self, table: &PairTable, ids: Option<&[u32]>, text: &[u8], out: &mut Vec<u32>) {
         let merges = Merges { table, ids };
+        let readable = match self.short_text.get_mut(..text.len() + WORD) {
+            Some(copy) => {
+                copy[..text.len()].copy_from_slice(text);
+                &*copy
+            }
+            None => text,
+        };
         let scanner = Scanner::new(text);
         let mut from = 0;
         while from < text.len() {
@@ -403,8 +416,8 @@ impl Encoder {
             }
             let starts = &self.starts[..count];
             match &mut self.short {
-                Kind::Narrow(short) => chunks(short, &mut self.rest, merges, &text[from..], starts, plain, out),
-                Kind::Wide(short) => chunks(short, &mut self.rest, merges, &text[from..], starts, plain, out),
+                Kind::Narrow(short) => chunks(short, &mut self.rest, merges, &readable[from..], starts, plain, out),
+                Kind::Wide(short) => chunks(short, &mut self.rest, merges, &readable[from..], starts, plain, out),
             }
             from += starts[count - 1] as usize;
         }
@@ -414,7 +427,7 @@ impl Encoder {
 /// How many chunks are looked for at the same time, so that the processor can wait for memory once for all of them.
 const AHEAD: usize = 32;
 
-/// Appends the tokens of the chunks between `starts`. If `plain`, a chunk may end in a byte 0xFF.
+/// Appends the tokens of the chunks between `starts`. If `plain`, a chunk may end in a byte 0xFF. Bytes after the last chunk, whatever they are, help.
 fn chunks<T: Tokens>(
     short: &mut Short<T>,
     rest: &mut Rest,

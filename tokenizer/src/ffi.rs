@@ -247,6 +247,23 @@ pub unsafe extern "C" fn mi_tokenizer_from_tiktoken(
 ///
 /// See the module.
 #[no_mangle]
+pub unsafe extern "C" fn mi_tokenizer_from_huggingface(
+    data: *const c_void,
+    size: usize,
+    out: *mut *mut Tokenizer,
+) -> Status {
+    // SAFETY: as promised by the caller.
+    unsafe {
+        create(out, || {
+            Ok(Tokenizer::from_huggingface(array(data.cast(), size, "data")?)?)
+        })
+    }
+}
+
+/// # Safety
+///
+/// See the module.
+#[no_mangle]
 pub unsafe extern "C" fn mi_tokenizer_free(tokenizer: *mut Tokenizer) {
     if !tokenizer.is_null() {
         // SAFETY: it came from `create`, and the caller gives it up.
@@ -386,6 +403,60 @@ pub unsafe extern "C" fn mi_tokenizer_train_file(text: *const c_char, vocab_size
         // SAFETY: as promised by the caller.
         let (text, out) = unsafe { (path(text, "text_path")?, path(out, "out_path")?) };
         Ok(train_files(&[text], vocab_size, 1)?.save(out)?)
+    })
+}
+
+/// # Safety
+///
+/// See the module.
+#[no_mangle]
+pub unsafe extern "C" fn mi_tokenizer_to_bytes(
+    tokenizer: *const Tokenizer,
+    bytes: *mut u8,
+    capacity: usize,
+    needed: *mut usize,
+) -> Status {
+    status(|| {
+        // SAFETY: as promised by the caller.
+        let file = unsafe { reference(tokenizer, "tokenizer") }?.to_bytes()?;
+        // SAFETY: as promised by the caller.
+        unsafe { deliver(&file, bytes, capacity, needed) }
+    })
+}
+
+/// # Safety
+///
+/// See the module.
+#[no_mangle]
+pub unsafe extern "C" fn mi_tokenizer_to_tiktoken(
+    tokenizer: *const Tokenizer,
+    bytes: *mut u8,
+    capacity: usize,
+    needed: *mut usize,
+) -> Status {
+    status(|| {
+        // SAFETY: as promised by the caller.
+        let file = unsafe { reference(tokenizer, "tokenizer") }?.to_tiktoken()?;
+        // SAFETY: as promised by the caller.
+        unsafe { deliver(&file, bytes, capacity, needed) }
+    })
+}
+
+/// # Safety
+///
+/// See the module.
+#[no_mangle]
+pub unsafe extern "C" fn mi_tokenizer_to_huggingface(
+    tokenizer: *const Tokenizer,
+    bytes: *mut u8,
+    capacity: usize,
+    needed: *mut usize,
+) -> Status {
+    status(|| {
+        // SAFETY: as promised by the caller.
+        let file = unsafe { reference(tokenizer, "tokenizer") }?.to_huggingface()?;
+        // SAFETY: as promised by the caller.
+        unsafe { deliver(&file, bytes, capacity, needed) }
     })
 }
 

@@ -51,16 +51,15 @@ impl<'a> Tokens<'a> {
             return refuse(format!("more than {} tokens", MAX_MERGES + 256));
         }
         let mut ids = HashMap::with_capacity_and_hasher(tokens.len(), Quick::new());
-        let mut taken = vec![false; MAX_ID as usize + 1];
-        let numbers = tokens
-            .iter()
-            .map(|&(_, id)| id)
-            .chain(special.iter().map(|&(_, id)| id));
-        for id in numbers {
-            match taken.get_mut(id as usize) {
-                None => return refuse(format!("the id {id} is above {MAX_ID}")),
-                Some(true) => return refuse(format!("two tokens have the id {id}")),
-                Some(taken) => *taken = true,
+        let of_tokens = tokens.iter().map(|&(_, id)| id);
+        let numbers = || of_tokens.clone().chain(special.iter().map(|&(_, id)| id));
+        if let Some(id) = numbers().find(|&id| id > MAX_ID) {
+            return refuse(format!("the id {id} is above {MAX_ID}"));
+        }
+        let mut taken = vec![false; numbers().max().map_or(0, |last| last as usize + 1)];
+        for id in numbers() {
+            if std::mem::replace(&mut taken[id as usize], true) {
+                return refuse(format!("two tokens have the id {id}"));
             }
         }
         for (token, id) in tokens {

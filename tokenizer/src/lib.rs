@@ -32,6 +32,8 @@ mod error;
 mod ffi;
 mod foreign;
 mod format;
+mod huggingface;
+mod json;
 mod key;
 mod quick;
 #[allow(unsafe_code)]
@@ -425,7 +427,12 @@ impl Clone for Tokenizer {
 
 impl PartialEq for Tokenizer {
     fn eq(&self, other: &Tokenizer) -> bool {
-        self.ordinary().eq(other.ordinary())
+        fn by_id(of: &Tokenizer) -> Vec<(u32, &[u8])> {
+            let mut tokens: Vec<_> = of.ordinary().collect();
+            tokens.sort_unstable();
+            tokens
+        }
+        by_id(self) == by_id(other)
             && self.rules().eq(other.rules())
             && self.specials() == other.specials()
             && self.older_pattern == other.older_pattern

@@ -2,6 +2,9 @@
 
 use crate::{AllowSpecial, Error};
 
+/// So many bytes are looked at together.
+const PART: usize = 64;
+
 /// Special tokens, which stand for no text but their own name.
 #[derive(Clone, Default)]
 pub(crate) struct Specials {
@@ -38,13 +41,20 @@ impl Specials {
         if policy.iter().all(|&policy| policy == AllowSpecial::AsText) {
             return Ok(None);
         }
-        const PART: usize = 64;
         for begin in (0..text.len()).step_by(PART) {
-            let end = text.len().min(begin + PART);
-            if end - begin == PART && end < text.len() && !self.begins_within(&text[begin..=end]) {
+            let found = match text[begin..].first_chunk() {
+                Some(part) => self.begins_within(part),
+                None => {
+                    // The zeros after the end of the text can only have a name sought that is not there.
+                    let (rest, mut part) = (&text[begin..], [0; PART + 1]);
+                    part[..rest.len()].copy_from_slice(rest);
+                    self.begins_within(&part)
+                }
+            };
+            if !found {
                 continue;
             }
-            for at in begin..end {
+            for at in begin..text.len().min(begin + PART) {
                 if let Some((length, id)) = self.at(text, at, offset, policy)? {
                     return Ok(Some((at, length, id)));
                 }
@@ -53,9 +63,9 @@ impl Specials {
         Ok(None)
     }
 
-    /// Whether a name may begin at any byte of a text but the last. All bytes are looked at, which vector instructions do at once.
-    fn begins_within(&self, text: &[u8]) -> bool {
-        let pairs = || text.iter().zip(&text[1..]);
+    /// Whether a name may begin at any byte of a part but the last. All bytes are looked at, which vector instructions do at once.
+    fn begins_within(&self, part: &[u8; PART + 1]) -> bool {
+        let pairs = || part.iter().zip(&part[1..]);
         self.beginnings.iter().any(|&(first, second)| match second {
             Some(second) => pairs().fold(false, |found, (&a, &b)| found | ((a == first) & (b == second))),
             None => pairs().fold(false, |found, (&a, _)| found | (a == first)),
@@ -84,5 +94,34 @@ impl Specials {
             longest = longest.max(Some((name.len(), *id)));
         }
         Ok(longest)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Names at every place of texts of every length around those that are looked at together.
+    #[test]
+    fn a_name_is_found_wherever_it_is() {
+        let names = [("<|a|>", 1), ("<|a|><|b|>", 2), ("\0", 3)];
+        let specials = Specials::new(names.map(|(name, id)| (name.to_string(), id)).to_vec());
+        let allowed = [AllowSpecial::All; 3];
+        for length in 0..3 * PART + 3 {
+            for at in 0..length {
+                for (name, id) in names {
+                    let mut text = vec![b'<'; length];
+                    let Some(place) = text.get_mut(at..at + name.len()) else {
+                        continue;
+                    };
+                    place.copy_from_slice(name.as_bytes());
+                    let found = specials.find(&text, 0, &allowed).ok().flatten();
+                    assert_eq!(found, Some((at, name.len(), id)), "{length} {at}");
+                    let found = specials.find(&text[..at + name.len() - 1], 0, &allowed).ok().flatten();
+                    let shorter = (id == 2).then_some((at, 5, 1));
+                    assert_eq!(found, shorter, "{length} {at}");
+                }
+            }
+        }
     }
 }

@@ -27,6 +27,7 @@ extern "C" {
         count: usize,
         out: *mut *mut Tokenizer,
     ) -> c_int;
+    fn mi_tokenizer_from_huggingface(data: *const c_void, size: usize, out: *mut *mut Tokenizer) -> c_int;
     fn mi_tokenizer_free(tokenizer: *mut Tokenizer);
     fn mi_tokenizer_vocab_size(tokenizer: *const Tokenizer) -> usize;
     fn mi_tokenizer_eot_id(tokenizer: *const Tokenizer) -> u32;
@@ -77,6 +78,20 @@ extern "C" {
     ) -> c_int;
     fn mi_tokenizer_stream_finish(stream: *mut Stream, bytes: *mut u8, capacity: usize, needed: *mut usize) -> c_int;
     fn mi_tokenizer_stream_free(stream: *mut Stream);
+    fn mi_tokenizer_to_bytes(tokenizer: *const Tokenizer, bytes: *mut u8, capacity: usize, needed: *mut usize)
+        -> c_int;
+    fn mi_tokenizer_to_tiktoken(
+        tokenizer: *const Tokenizer,
+        bytes: *mut u8,
+        capacity: usize,
+        needed: *mut usize,
+    ) -> c_int;
+    fn mi_tokenizer_to_huggingface(
+        tokenizer: *const Tokenizer,
+        bytes: *mut u8,
+        capacity: usize,
+        needed: *mut usize,
+    ) -> c_int;
     fn mi_tokenizer_save(tokenizer: *const Tokenizer, out: *const c_char) -> c_int;
     fn mi_tokenizer_train_file(text: *const c_char, vocab_size: usize, out: *const c_char) -> c_int;
 }
@@ -146,7 +161,7 @@ fn calls(seed: u64, tokenizer: &Tokenizer, folder: &str) {
         let id = [random.below(400) as u32, random.next() as u32, u32::MAX][random.below(3)];
         // SAFETY: each pointer is null or points to what the header asks for.
         let status = unsafe {
-            match random.below(14) {
+            match random.below(16) {
                 0..=2 => {
                     let mut tokens = Buffer::new(&mut random, 0xAAAA_AAAA_u32);
                     let (at, capacity) = (tokens.pointer(), tokens.capacity);
@@ -259,6 +274,30 @@ fn calls(seed: u64, tokenizer: &Tokenizer, folder: &str) {
                         assert_ne!(mi_tokenizer_save(made, c"/".as_ptr()), OK);
                     }
                     mi_tokenizer_free(made);
+                    status
+                }
+                13 => {
+                    let mut file = tokenizer.to_huggingface().unwrap();
+                    let at = random.below(file.len());
+                    file[at] = random.next() as u8;
+                    let mut made: *mut Tokenizer = ptr::null_mut();
+                    let status = mi_tokenizer_from_huggingface(file.as_ptr().cast(), file.len(), &mut made);
+                    assert_eq!(status == OK, !made.is_null());
+                    mi_tokenizer_free(made);
+                    status
+                }
+                14 => {
+                    let (to, expected): (unsafe extern "C" fn(_, _, _, _) -> c_int, _) = match random.below(3) {
+                        0 => (mi_tokenizer_to_bytes, tokenizer.to_bytes()),
+                        1 => (mi_tokenizer_to_tiktoken, tokenizer.to_tiktoken()),
+                        _ => (mi_tokenizer_to_huggingface, tokenizer.to_huggingface()),
+                    };
+                    let expected = expected.unwrap();
+                    let mut bytes = vec![0xAA; expected.len() + 1];
+                    let capacity = expected.len() - random.below(2);
+                    let status = to(of, bytes.as_mut_ptr(), capacity, needed_pointer);
+                    assert!(status != OK || bytes[..expected.len()] == expected);
+                    assert_eq!(bytes[capacity..].iter().find(|&&byte| byte != 0xAA), None);
                     status
                 }
                 _ => {

@@ -64,6 +64,9 @@ fn ranks_are_read_as_tiktoken_does() {
         assert_eq!(tokenizer.encode("<|end|>", AllowSpecial::All).unwrap(), [1]);
         assert!(tokenizer.to_bytes().is_err());
 
+        let json = tokenizer.to_huggingface().unwrap();
+        assert_eq!(Tokenizer::from_huggingface(&json).unwrap(), tokenizer);
+
         let merges = as_merges(&tokenizer);
         let again = Tokenizer::from_merges(&tokens, &merges, &special(1)).unwrap();
         let text = random.text(200);
@@ -90,6 +93,23 @@ fn a_tokenizer_comes_back_from_other_forms() {
         let again = Tokenizer::from_tiktoken(&file, special).unwrap();
         assert_eq!(again.to_bytes().unwrap(), tokenizer.to_bytes().unwrap());
 
+        let json = tokenizer.to_huggingface().unwrap();
+        let again = Tokenizer::from_huggingface(&json).unwrap();
+        assert_eq!(again.to_bytes().unwrap(), tokenizer.to_bytes().unwrap());
+        // Space, another order of the members, and merges in the older form.
+        let json = String::from_utf8(json).unwrap();
+        let (head, model) = json.split_once(r#""model":"#).unwrap();
+        let (vocabulary, merges) = model.split_once(r#""merges":"#).unwrap();
+        let older = merges.replace(r#"",""#, " ").replace(r#"["#, "").replace("]", "");
+        let older = format!("[{}]", older.trim_end_matches('}'));
+        let model = format!(
+            "{},\"other\":[{{}}],\"merges\" : {older}\n}}",
+            vocabulary.trim_end_matches(',')
+        );
+        let turned = format!("\n{{ \"model\":{model},{}}}", head.trim_matches(['{', ',']));
+        let again = Tokenizer::from_huggingface(turned.as_bytes()).unwrap_or_else(|error| panic!("{error}: {turned}"));
+        assert_eq!(again.to_bytes().unwrap(), tokenizer.to_bytes().unwrap());
+
         let tokens: Vec<(Vec<u8>, u32)> = tokenizer.ordinary().map(|(id, token)| (token.to_vec(), id)).collect();
         let again = Tokenizer::from_merges(&tokens, &as_merges(&tokenizer), special).unwrap();
         assert_eq!(again.to_bytes().unwrap(), tokenizer.to_bytes().unwrap());
@@ -105,6 +125,11 @@ fn with(more: &[(&str, u32)]) -> Vec<(Vec<u8>, u32)> {
         .into_iter()
         .chain(more.iter().map(|(token, id)| (token.as_bytes().to_vec(), *id)))
         .collect()
+}
+
+#[track_caller]
+fn refused_file(result: Result<Vec<u8>, Error>, cause: &str) {
+    assert!(result.is_err_and(|error| error.to_string().ends_with(cause)));
 }
 
 #[track_caller]
@@ -160,6 +185,50 @@ fn what_is_no_vocabulary_is_refused() {
     let tokenizer = Tokenizer::from_merges(&tokens, &together, none).unwrap();
     assert_eq!(tokenizer.encode("abc", AllowSpecial::Refuse).unwrap(), [257]);
     assert_eq!(tokenizer.eot(), u32::MAX);
+}
+
+#[test]
+fn tokenizer_json_files_are_checked() {
+    let good = String::from_utf8(train(["ab ab"], 258).unwrap().to_huggingface().unwrap()).unwrap();
+    let read = |from: &str, to: &str| {
+        assert_eq!(good.matches(from).count(), 1, "{from}");
+        Tokenizer::from_huggingface(good.replace(from, to).as_bytes())
+    };
+    assert!(read("\"ab\":256", "\"ab\":256 ").is_ok());
+    refused(read("\"merges\":", "\"merges\":[],\"merges\":"), "it has merges twice");
+    refused(read("\"normalizer\":null", "\"normalizer\":{}"), "it has a normalizer");
+    refused(read("\"vocab\":", "\"vocab\":{},\"vocab\":"), "it has vocab twice");
+    refused(read("\"BPE\"", "\"Unigram\""), "its model is not BPE");
+    refused(
+        read("[\"a\",\"b\"]", "[\"a\",\"b\",\"c\"]"),
+        "merge 0 is not of two tokens whose characters stand for bytes",
+    );
+    refused(
+        read("\"ab\":256", "\"ab\":-256"),
+        "an id in model.vocab is not a number below 2^32",
+    );
+    refused(
+        read("\"ab\":256", "\"a b\":256"),
+        "\"a b\" is no token whose characters stand for bytes",
+    );
+    refused(read("\"ab\":256", "\"ab\":255"), "two tokens have the id 255");
+    refused(
+        read("]}}", "]}} x"),
+        &format!("it is not JSON from byte {} on", good.len() + 1),
+    );
+    let named = Tokenizer::from_ranks(&with(&[("ab", 256)]), &[("ab".into(), 300)]).unwrap();
+    refused_file(
+        named.to_huggingface(),
+        "two tokens would be named \"ab\" in a tokenizer.json",
+    );
+    // a bc and ab c are the same bytes.
+    let twice = "mamba-integer-bpe 1\npattern gpt4\nmerges 4\n97 98\n98 99\n97 257\n256 99\nspecial 1\n<|endoftext|>\n";
+    let twice = Tokenizer::from_bytes(twice.as_bytes()).unwrap();
+    refused_file(
+        twice.to_huggingface(),
+        "two tokens would be named \"abc\" in a tokenizer.json",
+    );
+    refused_file(twice.to_tiktoken(), "the tokens 258 and 259 have the same bytes");
 }
 
 #[test]
