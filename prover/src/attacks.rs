@@ -638,6 +638,33 @@ fn every_changed_file_is_refused() {
     check("cut".into(), &bytes[..bytes.len() - 1]);
     assert!(accepted.is_empty(), "{accepted:?}");
     assert!(generation::verify(bytes, &[0; 32]).is_err());
+    let large = generation::verify(&vec![0; (1 << 26) + 1], &commitment).unwrap_err();
+    assert!(large.to_string().contains("too large"), "{large}");
+}
+
+/// A segment too many or too few, states where there is nothing between segments, none where there is.
+#[test]
+fn other_parts_than_the_statement_has_are_refused() {
+    for (of, statement, bytes) in fixtures() {
+        let [said, card, body] = parts(bytes);
+        let several = statement.segments.len() > 1;
+        let changes: [&dyn Fn(&mut Body); 4] = [
+            &|body| drop(body.segments.pop()),
+            &|body| body.segments.push(body.segments[0].clone()),
+            &|body| body.states = (!several).then_some([1; 32]),
+            &|body| {
+                let model = container::decode("", &container::encode(&body.model)).unwrap();
+                body.states_opening = (!several).then_some(model);
+            },
+        ];
+        for change in changes {
+            let mut body: Body = container::decode("proof", &body).unwrap();
+            change(&mut body);
+            let changed = whole(&[said.clone(), card.clone(), container::encode(&body)]);
+            let error = generation::verify(&changed, &of.card.commitment()).unwrap_err();
+            assert!(error.to_string().contains("its parts are not those"), "{error}");
+        }
+    }
 }
 
 // ---- every item of the statement and of the card -----------------------------------------------------------------------------------------------
@@ -809,6 +836,117 @@ fn every_changed_statement_is_refused() {
     }
     println!("{reasons:#?}");
     assert!(accepted.is_empty(), "{accepted:#?}");
+}
+
+/// Each of section 6's conditions by itself: what contradicts it contradicts no other before it.
+#[test]
+fn every_condition_on_a_statement_is_checked() {
+    let (of, honest, _) = &fixtures()[1];
+    let end = of.card.shape.vocab_size as u32 - 1;
+    assert!(honest.check(&of.card).is_ok() && honest.finish == Finish::Limit);
+    let letters = |s: &mut Statement, n: usize| (s.tokens, s.text) = (vec![65; n], "A".repeat(n));
+    let conditions: Vec<(&str, Box<dyn Fn(&mut Statement)>)> = vec![
+        ("its commitment is not", Box::new(|s| s.commitment = "00".repeat(32))),
+        (
+            "its commitment is not",
+            Box::new(|s| s.commitment = s.commitment.to_uppercase() + "0"),
+        ),
+        ("no prompt token", Box::new(|s| s.prompt_tokens.clear())),
+        (
+            "no chosen token",
+            Box::new(|s| (s.tokens, s.text) = (vec![], String::new())),
+        ),
+        (
+            "more than 32768 tokens",
+            Box::new(move |s| {
+                letters(s, 32769 - s.prompt_tokens.len());
+                s.segments = vec![9; 64];
+            }),
+        ),
+        (
+            "more than 64 segments",
+            Box::new(move |s| {
+                letters(s, 64 * 8 + 1);
+                s.segments = vec![3; 65];
+            }),
+        ),
+        ("outside the vocabulary", Box::new(move |s| s.tokens[0] = end + 1)),
+        (
+            "outside the vocabulary",
+            Box::new(move |s| s.prompt_tokens[1] = u32::MAX),
+        ),
+        (
+            "sampling parameters",
+            Box::new(|s| s.sampling.temperature = (1 << 22) + 1),
+        ),
+        ("sampling parameters", Box::new(|s| s.sampling.top_k = (1 << 17) + 1)),
+        ("finish does not agree", Box::new(|s| s.finish = Finish::End)),
+        (
+            "finish does not agree",
+            Box::new(move |s| *s.tokens.last_mut().unwrap() = end),
+        ),
+        (
+            "finish does not agree",
+            Box::new(move |s| {
+                s.tokens[0] = end;
+                *s.tokens.last_mut().unwrap() = end;
+                s.finish = Finish::End;
+            }),
+        ),
+        ("a segment of 2^2 steps", Box::new(|s| s.segments = vec![2; 16])),
+        ("a segment of 2^10 steps", Box::new(|s| s.segments = vec![10])),
+        ("more segments than steps", Box::new(|s| s.segments.push(3))),
+        ("do not cover", Box::new(|s| s.segments.truncate(1))),
+        ("do not cover", Box::new(|s| s.segments.clear())),
+        // As long as the tokens' bytes, but other ones.
+        ("the prompt's text", Box::new(|s| s.prompt = s.prompt.to_uppercase())),
+        ("the prompt's text", Box::new(|s| s.prompt.push(' '))),
+        ("the prompt's text", Box::new(|s| s.prompt_tokens[0] = 65)),
+        ("do not decode", Box::new(|s| s.text.push('A'))),
+        (
+            "do not decode",
+            Box::new(|s| s.tokens[0] = if s.tokens[0] == 65 { 66 } else { 65 }),
+        ),
+    ];
+    for (why, change) in conditions {
+        let mut s = honest.clone();
+        change(&mut s);
+        let error = s.check(&of.card).expect_err(why);
+        assert!(
+            matches!(error, Error::Statement(_)) && error.to_string().contains(why),
+            "{error}, not {why}"
+        );
+    }
+    // A card whose tokenizer has another vocabulary than the model.
+    let mut card = of.card.clone();
+    card.tokenizer = String::from_utf8(tokenizer(258).to_bytes().unwrap()).unwrap();
+    let s = Statement {
+        commitment: hex(&card.commitment()),
+        ..honest.clone()
+    };
+    let error = s.check(&card).unwrap_err();
+    assert!(error.to_string().contains("vocabulary is not the model's"), "{error}");
+    // What a card must be by itself.
+    let conditions: [(&str, fn(&mut Card)); 7] = [
+        ("protocol 2 and spec 1", |c| c.protocol = 2),
+        ("protocol 1 and spec 2", |c| c.spec = 2),
+        ("root is not", |c| c.root.truncate(63)),
+        ("root is not", |c| c.root = c.root.replacen(|_| true, "F", 1)),
+        ("model_digest is not", |c| c.model_digest.push('0')),
+        ("vocab_size is 131073", |c| c.shape.vocab_size = (1 << 17) + 1),
+        ("the number of layers with k", |c| drop(c.shape.k.pop())),
+    ];
+    for (why, change) in conditions {
+        let mut card = of.card.clone();
+        change(&mut card);
+        let error = Card::parse(&card.to_bytes()).expect_err(why);
+        assert!(
+            matches!(error, Error::Malformed(_)) && error.to_string().contains(why),
+            "{error}, not {why}"
+        );
+    }
+    let spaced = [&of.card.to_bytes()[..], b" "].concat();
+    assert!(Card::parse(&spaced).unwrap_err().to_string().contains("canonical"));
 }
 
 #[test]

@@ -614,6 +614,12 @@ mod tests {
                 "{value} is said to be {said}"
             );
         }
+        // What is argued about are good weights, what is committed and opened is not.
+        let mut hostile = slots(&model);
+        set(&mut hostile, slot, 0, 128);
+        let good = build(shape, Some((Run::default(), &slots(&model))));
+        let good = values(good.run.as_ref().unwrap());
+        assert!(!accepted(shape, &hostile, None, |_, all| *all = good));
     }
 
     /// Every place of every slot of small models: just outside its range, and in padding anything but zero.

@@ -233,7 +233,7 @@ fn values(groups: &[Group], first: &[EF], second: &[EF]) -> Result<Vec<Vec<EF>>,
     let of_slot = |(_, refs): &(usize, Vec<ValueRef>)| {
         let value = get(&refs[0]);
         if refs.iter().any(|v| get(v) != value) {
-            return Err(Error::Proof("one slot has two values at one point".into()));
+            refuse("one slot has two values at one point")?;
         }
         Ok(value)
     };
@@ -254,9 +254,50 @@ fn claims(plan: &Plan, oracle: Oracle, r: &[EF], q: &[EF], first: &[EF], second:
 #[cfg(test)]
 pub(crate) type Cheat = fn(&mut [F], &[EF]);
 
+/// What else a cheating prover of the tests does: each satisfies all checks of the verifier but one.
+#[cfg(test)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Trick {
+    /// The sumchecks claim the sums of what the prover has.
+    OwnClaims,
+    /// A cell of the trace is committed that is not the one argued with.
+    OtherTrace,
+    /// In the second sumcheck the first cell of this slot is one more.
+    OtherSlot(SlotId),
+    /// A superfluous value at the end of the first values, of the sums', or of the second.
+    More(usize),
+}
+
 #[cfg(test)]
 thread_local! {
     pub(crate) static CHEAT: std::cell::Cell<Option<Cheat>> = const { std::cell::Cell::new(None) };
+    static TRICK: std::cell::Cell<Option<Trick>> = const { std::cell::Cell::new(None) };
+}
+
+#[cfg(test)]
+impl Trick {
+    fn claim(honest: EF, own: EF) -> EF {
+        if TRICK.get() == Some(Trick::OwnClaims) {
+            own
+        } else {
+            honest
+        }
+    }
+
+    fn more(which: usize, list: &mut Vec<EF>) {
+        if TRICK.get() == Some(Trick::More(which)) {
+            list.push(EF::ONE);
+        }
+    }
+
+    fn other_values(values: &Values) -> Option<Values> {
+        let Some(Trick::OtherSlot(slot)) = TRICK.get() else {
+            return None;
+        };
+        let (mut slots, sums) = (values.slots.clone(), values.sums.clone());
+        slots[slot][0] += F::ONE;
+        Some(Values { slots, sums })
+    }
 }
 
 /// Proves that `values` satisfy the circuit. With values that do not, it returns an error or a proof that the verifier refuses.
@@ -279,6 +320,10 @@ pub fn prove(
         .map(|(_, v)| v.clone())
         .collect();
     trace.push(multiplicities.clone());
+    #[cfg(test)]
+    if TRICK.get() == Some(Trick::OtherTrace) {
+        trace[0][0] += F::ONE;
+    }
     times.cells = trace.iter().map(Vec::len).sum();
     let shape = trace_shape(circuit);
     let (root, committed) = pcs::commit(&shape, trace)?;
@@ -313,6 +358,8 @@ pub fn prove(
         vec![],
     ));
     let mut main = MainSumcheck::new(suffix(&rho, plan.main_vars), tables);
+    #[cfg(test)]
+    let claim = Trick::claim(claim, main.claim());
     let (main, r) = main.prove::<F, _>(ch, plan.main_vars, MAIN_DEGREE, 0, claim);
     let r = r.as_slice().to_vec();
     let slot_values = |slot: SlotId| {
@@ -322,12 +369,14 @@ pub fn prove(
             &values.slots[slot]
         }
     };
-    let first: Vec<EF> = plan
+    #[cfg_attr(not(test), allow(unused_mut))]
+    let mut first: Vec<EF> = plan
         .first
         .par_iter()
         .map(|o| eval_multilinear_base(slot_values(o.slot), &resolve(&o.point, &r, &[])))
         .collect();
-    let sums: Vec<EF> = plan
+    #[cfg_attr(not(test), allow(unused_mut))]
+    let mut sums: Vec<EF> = plan
         .sum_columns
         .par_iter()
         .map(|id| {
@@ -337,6 +386,11 @@ pub fn prove(
             )
         })
         .collect();
+    #[cfg(test)]
+    {
+        Trick::more(0, &mut first);
+        Trick::more(1, &mut sums);
+    }
     observe(ch, &first);
     observe(ch, &sums);
     times.main = clock.lap();
@@ -344,14 +398,24 @@ pub fn prove(
     let gamma = sample(ch);
     let publics = Publics::new(circuit, &r, &[]);
     let claim = second_claim(circuit, &plan, &publics, gamma, &first, &sums);
+    #[cfg(test)]
+    let other = Trick::other_values(values);
+    #[cfg(test)]
+    let values = other.as_ref().unwrap_or(values);
+    let columns = Columns { circuit, values };
     let mut second_sumcheck = SecondSumcheck::new(plan.second_vars, columns.second_terms(&r, gamma));
+    #[cfg(test)]
+    let claim = Trick::claim(claim, second_sumcheck.claim());
     let (second_sumcheck, q) = second_sumcheck.prove::<F, _>(ch, plan.second_vars, SECOND_DEGREE, 0, claim);
     let q = q.as_slice().to_vec();
-    let second: Vec<EF> = plan
+    #[cfg_attr(not(test), allow(unused_mut))]
+    let mut second: Vec<EF> = plan
         .second
         .par_iter()
         .map(|o| eval_multilinear_base(&values.slots[o.slot], &resolve(&o.point, &r, &q)))
         .collect();
+    #[cfg(test)]
+    Trick::more(2, &mut second);
     observe(ch, &second);
     let end = sample_seed(ch);
     times.second = clock.lap();
@@ -734,6 +798,21 @@ fn partial(values: &[F], binds: &[Bind], point: &[EF]) -> Vec<EF> {
 
 // ---- verifier ----------------------------------------------------------------------------------------------------------------------------------
 
+#[cfg(test)]
+thread_local! {
+    /// Tests take one check out of the verifier, by what it says.
+    static WITHOUT: std::cell::Cell<Option<&'static str>> = const { std::cell::Cell::new(None) };
+}
+
+/// A check of the verifier has failed.
+fn refuse(why: &str) -> Result<(), Error> {
+    #[cfg(test)]
+    if WITHOUT.get() == Some(why) {
+        return Ok(());
+    }
+    Err(Error::Proof(why.into()))
+}
+
 /// Checks a segment but for the openings of the model and of the states, which it returns.
 pub fn verify(circuit: &Circuit, proof: &SegmentProof, ch: &mut Challenger) -> Result<Reduced, Error> {
     let plan = Plan::new(circuit);
@@ -741,7 +820,7 @@ pub fn verify(circuit: &Circuit, proof: &SegmentProof, ch: &mut Challenger) -> R
         || proof.sums.len() != plan.sum_columns.len()
         || proof.second.len() != plan.second.len()
     {
-        return Err(Error::Proof("the number of values does not fit the circuit".into()));
+        refuse("the number of values does not fit the circuit")?;
     }
     let shape = trace_shape(circuit);
     pcs::observe_root(&proof.trace, &shape, ch);
@@ -753,9 +832,7 @@ pub fn verify(circuit: &Circuit, proof: &SegmentProof, ch: &mut Challenger) -> R
 
     let claim = lookup_power * (c_d + eta * c_n);
     if proof.main.claimed_sum != claim {
-        return Err(Error::Proof(
-            "main sumcheck: the claimed sum is not that of the lookups".into(),
-        ));
+        refuse("main sumcheck: the claimed sum is not that of the lookups")?;
     }
     let (r, end) = proof
         .main
@@ -788,16 +865,12 @@ pub fn verify(circuit: &Circuit, proof: &SegmentProof, ch: &mut Challenger) -> R
             .sum::<EF>();
     }
     if end != eq_eval(suffix(&rho, plan.main_vars), &r) * total {
-        return Err(Error::Proof(
-            "main sumcheck: the values at its point do not satisfy the circuit".into(),
-        ));
+        refuse("main sumcheck: the values at its point do not satisfy the circuit")?;
     }
 
     let gamma = sample(ch);
     if proof.second_sumcheck.claimed_sum != second_claim(circuit, &plan, &publics, gamma, &proof.first, &proof.sums) {
-        return Err(Error::Proof(
-            "second sumcheck: the claimed sum is not that of the sums".into(),
-        ));
+        refuse("second sumcheck: the claimed sum is not that of the sums")?;
     }
     let (q, end) = proof
         .second_sumcheck
@@ -828,9 +901,7 @@ pub fn verify(circuit: &Circuit, proof: &SegmentProof, ch: &mut Challenger) -> R
         power *= gamma;
     }
     if end != total {
-        return Err(Error::Proof(
-            "second sumcheck: the values at its point do not give the sums".into(),
-        ));
+        refuse("second sumcheck: the values at its point do not give the sums")?;
     }
     let transcript_end = sample_seed(ch);
 
@@ -844,7 +915,7 @@ pub fn verify(circuit: &Circuit, proof: &SegmentProof, ch: &mut Challenger) -> R
         ch,
     )?;
     if opened != values(&groups, &proof.first, &proof.second)? {
-        return Err(Error::Proof("the trace's opening gives other values".into()));
+        refuse("the trace's opening gives other values")?;
     }
     let of = |oracle| claims(&plan, oracle, &r, &q, &proof.first, &proof.second);
     Ok(Reduced {
@@ -1095,5 +1166,122 @@ mod tests {
             }
         }
         let _ = pcs::Shape { log_heights: vec![] };
+    }
+
+    /// Provers that only one check of the verifier stops: without it these lies would be accepted.
+    #[test]
+    fn every_check_stops_somebody() {
+        let said = |circuit: &Circuit, values: &Values, trick: Option<Trick>| {
+            TRICK.set(trick);
+            let result = run(circuit, values);
+            TRICK.set(None);
+            match result {
+                Ok(holds) => format!("accepted, {holds}"),
+                Err(error) => error.to_string(),
+            }
+        };
+        let refused = |circuit: &Circuit, values: &Values, trick: Option<Trick>, why: &'static str| {
+            assert_eq!(said(circuit, values, trick), format!("proof: {why}"), "{trick:?}");
+            WITHOUT.set(Some(why));
+            assert_eq!(
+                said(circuit, values, trick),
+                "accepted, true",
+                "{trick:?}, without this check"
+            );
+            WITHOUT.set(None);
+        };
+        let (circuit, honest, _) = toy(true);
+        let copy = |values: &Values| Values {
+            slots: values.slots.clone(),
+            sums: values.sums.clone(),
+        };
+        let slot = |name: &str| circuit.slots.iter().position(|s| s.name == name).unwrap();
+        assert_eq!(said(&circuit, &honest, None), "accepted, true");
+        assert_eq!(said(&circuit, &honest, Some(Trick::OwnClaims)), "accepted, true");
+        // A remainder that is another: a constraint does not hold.
+        let (r, row) = (slot("layer.y.r"), 5);
+        let mut wrong = copy(&honest);
+        wrong.slots[r][row] = F::from_bool(wrong.slots[r][row] == F::ZERO);
+        refused(
+            &circuit,
+            &wrong,
+            None,
+            "main sumcheck: the values at its point do not satisfy the circuit",
+        );
+        refused(
+            &circuit,
+            &wrong,
+            Some(Trick::OwnClaims),
+            "main sumcheck: the claimed sum is not that of the lookups",
+        );
+        // A sum that is another, with a remainder to match.
+        let mut wrong = copy(&honest);
+        let row = (0..32).find(|i| wrong.slots[r][*i] != F::from_u32(7)).unwrap();
+        let acc = circuit.sums.iter().position(|s| s.name == "layer.acc").unwrap();
+        wrong.slots[r][row] += F::ONE;
+        wrong.sums[acc][row] += F::ONE;
+        refused(
+            &circuit,
+            &wrong,
+            None,
+            "second sumcheck: the values at its point do not give the sums",
+        );
+        refused(
+            &circuit,
+            &wrong,
+            Some(Trick::OwnClaims),
+            "second sumcheck: the claimed sum is not that of the sums",
+        );
+        refused(
+            &circuit,
+            &honest,
+            Some(Trick::OtherTrace),
+            "the trace's opening gives other values",
+        );
+        for which in 0..3 {
+            refused(
+                &circuit,
+                &honest,
+                Some(Trick::More(which)),
+                "the number of values does not fit the circuit",
+            );
+        }
+
+        // A sum that is a slot itself: its value is sent twice, and each time it is another.
+        let mut circuit = Circuit {
+            log_steps: 3,
+            ranges: ranges()[..13].to_vec(),
+            fed: vec![0; 8],
+            chosen: vec![usize::MAX; 8],
+            ..Default::default()
+        };
+        let table = circuit.table("table", 4);
+        let (x, slot) = circuit.commit(table, "x", (0, 15));
+        circuit.in_range(table, x, 0, 4);
+        let itself = Factor::Slots {
+            constant: 0,
+            parts: vec![(1, slot)],
+            shift: 0,
+            binds: (0..4).map(Bind::Point).collect(),
+        };
+        let term = Term {
+            coef: 1,
+            vars: 3,
+            factors: vec![Factor::Kernel(Kernel::Lag(0)), itself],
+        };
+        circuit.sum(table, "y", vec![term], vec![], (0, 15));
+        let x: Vec<F> = (0..16).map(|i| F::from_u32(i * 7 % 15)).collect();
+        let mut values = Values {
+            slots: vec![x.clone()],
+            sums: vec![x],
+        };
+        assert_eq!(said(&circuit, &values, None), "accepted, true");
+        values.sums[0][0] += F::ONE;
+        refused(
+            &circuit,
+            &values,
+            Some(Trick::OtherSlot(slot)),
+            "one slot has two values at one point",
+        );
     }
 }
