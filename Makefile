@@ -22,7 +22,7 @@ WITH_BIN = PATH="$(CURDIR)/$(BIN):$$PATH"
 
 NATIVE_SOURCES := Cargo.toml Cargo.lock .cargo/config.toml $(shell find bindings tokenizer engine trainer prover -type f \
 	\( -name '*.rs' -o -name '*.cpp' -o -name '*.hpp' -o -name '*.h' -o -name Cargo.toml \) -not -path '*/target/*' 2>/dev/null)
-CXX_SOURCES := $(shell find engine tokenizer trainer -type f \( -name '*.cpp' -o -name '*.hpp' -o -name '*.h' -o -name '*.c' \) \
+CXX_SOURCES := $(shell find engine tokenizer trainer -type f \( -name '*.cpp' -o -name '*.hpp' -o -name '*.h' -o -name '*.c' -o -name '*.cu' -o -name '*.cuh' \) \
 	-not -path '*/target/*' -not -path '*/build/*' 2>/dev/null)
 
 say = @printf '==> %s\n' $(1)
