@@ -8,7 +8,10 @@
 #pragma nv_diag_suppress 20091  // arith.hpp's tables lie on the device here, and only kernels read them
 #endif
 #include "arith.hpp"
+#pragma GCC visibility push( \
+    default)  // of all that a library holds, only what this header declares is seen from outside
 #include "mamba_integer_kernels.h"
+#pragma GCC visibility pop
 
 #if defined(__CUDACC__)
 #include <cuda_runtime.h>
@@ -47,7 +50,7 @@ __device__ inline int32_t int8_of(uint32_t word, int i) { return static_cast<int
 // ---- Errors ---------------------------------------------------------------------------------------------------------
 
 // One message a thread, whichever of the libraries fails.
-inline thread_local char last_launch_error[256] = "";
+__attribute__((visibility("default"))) inline thread_local char last_launch_error[256] = "";
 
 inline mi_status refuse(const char *function, const char *cause) {
     std::snprintf(last_launch_error, sizeof last_launch_error, "%s: %s", function, cause);

@@ -13,10 +13,19 @@ constexpr int log_threads = 8, threads = 1 << log_threads, warps = threads / 32;
 constexpr int index_bits = 17;  // V <= 2^17
 constexpr uint32_t last_index = (1u << index_bits) - 1;
 
+constexpr int low_bits = 9;  // of a weight
+
+// Weights in bins lie in two halves, which 2^17 of them do not overflow: the hardware adds 32 bits, and would try 64 again
+// and again.
 struct Scratch {
-    unsigned long long bins[1 << 8], partial[warps];
+    unsigned low[1 << 8], high[1 << 8];
+    unsigned long long partial[warps];
     unsigned long long wanted;
     unsigned digit;
+
+    __device__ unsigned long long bin(int i) const {
+        return low[i] + (static_cast<unsigned long long>(high[i]) << low_bits);
+    }
 };
 
 // Of the block: the sum of v over the threads before this one, and over all.
@@ -47,15 +56,19 @@ __device__ uint64_t select(int n, int bits, Key key, Weight weight, uint64_t wan
     static_assert(threads == 1 << 8, "a thread clears one bin");
     uint64_t prefix = 0;
     for (int shift = bits - 8; shift >= 0; shift -= 8) {
-        s.bins[threadIdx.x] = 0;
+        s.low[threadIdx.x] = s.high[threadIdx.x] = 0;
         __syncthreads();
         for (int v = static_cast<int>(threadIdx.x); v < n; v += threads)
-            if (key(v) >> shift >> 8 == prefix >> shift >> 8)
-                atomicAdd(&s.bins[key(v) >> shift & 255], static_cast<unsigned long long>(weight(v)));
+            if (key(v) >> shift >> 8 == prefix >> shift >> 8) {
+                const unsigned w = static_cast<unsigned>(weight(v)),
+                               digit = static_cast<unsigned>(key(v) >> shift & 255);
+                atomicAdd(&s.low[digit], w & ((1u << low_bits) - 1));
+                if (w >> low_bits) atomicAdd(&s.high[digit], w >> low_bits);
+            }
         __syncthreads();
         if (warp() == 0) {  // the digit at which the sum from above reaches what is wanted; a lane has eight of them
             unsigned long long own = 0;
-            for (int i = 0; i < 8; ++i) own += s.bins[8 * lane() + i];
+            for (int i = 0; i < 8; ++i) own += s.bin(8 * lane() + i);
             unsigned long long from_here = own;
             MI_PRAGMA(unroll)
             for (unsigned apart = 1; apart < 32; apart *= 2) {
@@ -65,7 +78,7 @@ __device__ uint64_t select(int n, int bits, Key key, Weight weight, uint64_t wan
             unsigned long long above = from_here - own;
             if (above < wanted && wanted <= from_here) {
                 int digit = 8 * lane() + 7;
-                for (; above + s.bins[digit] < wanted; --digit) above += s.bins[digit];
+                for (; above + s.bin(digit) < wanted; --digit) above += s.bin(digit);
                 s.digit = static_cast<unsigned>(digit);
                 s.wanted = wanted - above;
             }

@@ -3,13 +3,14 @@
 // A model's weights are uploaded once, into one block. Sequences keep their state on the device. For tokens that are fed
 // the host sends one small table (which tokens, of which sequences, where their logits go) and launches six kernels a
 // layer; nothing is copied between layers, and nothing is waited for until somebody asks for logits or a token. A single
-// token, which is what generation feeds, is one CUDA graph, recorded when it is first needed: it finds in the table
+// token, which is what generation feeds, is one CUDA graph, recorded at the second: it finds in the table
 // whatever changes.
 #include <algorithm>
 #include <memory>
 #include <mutex>
 #include <new>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "device.cuh"
@@ -83,18 +84,18 @@ class Block {
 // learn how much it takes, and with it.
 class Places {
   public:
-    explicit Places(uint8_t *base) : base_(base) {}
+    explicit Places(const void *base) : base_(reinterpret_cast<uintptr_t>(base)) {}
 
     template <class T>
     T *take(size_t n) {
-        T *place = reinterpret_cast<T *>(base_ + bytes_);
+        T *place = reinterpret_cast<T *>(base_ + bytes_);  // a number until there is memory
         bytes_ += (n * sizeof(T) + 255) & ~size_t{255};
         return place;
     }
     size_t bytes() const { return bytes_; }
 
   private:
-    uint8_t *base_;
+    uintptr_t base_;
     size_t bytes_ = 0;
 };
 
@@ -110,7 +111,7 @@ struct DeviceLayer {
 // Puts a model's arrays into a block: into a copy of it on the host first, so that one transfer does.
 class Upload {
   public:
-    explicit Upload(uint8_t *base) : places_(base), base_(base) {}
+    explicit Upload(const void *base) : places_(base), base_(reinterpret_cast<uintptr_t>(base)) {}
 
     template <class T>
     const T *put(const T *data, size_t n) {
@@ -144,11 +145,11 @@ class Upload {
     // Where in the copy the end of what was taken, beginning at `place`, lies.
     uint8_t *image(const void *place) {
         image_.resize(places_.bytes());
-        return image_.data() + (static_cast<const uint8_t *>(place) - base_);
+        return image_.data() + (reinterpret_cast<uintptr_t>(place) - base_);
     }
 
     Places places_;
-    uint8_t *base_;
+    uintptr_t base_;
     std::vector<uint8_t> image_;
 };
 
@@ -310,6 +311,7 @@ class DeviceModel {
     Block weights_, work_block_;
     const Workspace work_;
     std::unique_ptr<Graph> one_token_;
+    bool one_token_seen_ = false;  // CUDA loads a kernel at its first launch, which should not fall into a recording
 };
 
 // ---- A sequence -----------------------------------------------------------------------------------------------------
@@ -465,9 +467,12 @@ void DeviceModel::feed(const DeviceFeed *feeds, size_t count) {
             waited_for = true;
         };
         if (rows == 1 && wanted.size() == 1) {
-            if (!one_token_)
+            if (std::exchange(one_token_seen_, true) && !one_token_)
                 one_token_ = std::make_unique<Graph>(stream, [&] { layers(table, 1, 1), read_out(table, 0, 1); });
-            one_token_->launch(stream);
+            if (one_token_)
+                one_token_->launch(stream);
+            else
+                layers(table, 1, 1), read_out(table, 0, 1);
             for (const Copy &copy : copies) download(copy);
         } else {
             layers(table, rows, static_cast<int>(spans.size()));

@@ -12,7 +12,7 @@
 namespace mi {
 namespace {
 
-[[noreturn]] void fail(const std::string &cause) { throw DeviceError(MI_ERR_DEVICE, "device cuda: " + cause); }
+[[noreturn]] void unavailable(const std::string &cause) { throw DeviceError(MI_ERR_DEVICE, "device cuda: " + cause); }
 
 #if defined(__linux__)
 
@@ -27,32 +27,32 @@ std::string beside_us() {
 }
 
 // Libraries stay loaded to the end of the process.
-void *open() {
+void *open_library() {
     const char *named = std::getenv(variable);
     if (named && *named) return dlopen(named, RTLD_NOW | RTLD_LOCAL);
     if (void *found = dlopen(beside_us().c_str(), RTLD_NOW | RTLD_LOCAL)) return found;
     return dlopen(library, RTLD_NOW | RTLD_LOCAL);
 }
 
-const DevicePlugin &find() {
-    void *handle = open();
+const DevicePlugin &find_plugin() {
+    void *handle = open_library();
     if (!handle) {
         const char *cause = dlerror();
-        fail(std::string(cause ? cause : library) + "; scripts/build_cuda.sh builds it, and " + variable +
-             " may say where it is");
+        unavailable(std::string(cause ? cause : library) + "; scripts/build_cuda.sh builds it, and " + variable +
+                    " may say where it is");
     }
     PluginFn function = nullptr;
     void *symbol = dlsym(handle, plugin_symbol);
     std::memcpy(&function, &symbol, sizeof symbol);
     const DevicePlugin *plugin = function ? function() : nullptr;
     if (!plugin || plugin->version != plugin_version || std::strcmp(plugin->engine, engine_version) != 0)
-        fail(std::string(library) + " is not of this release, " + engine_version);
+        unavailable(std::string(library) + " is not of this release, " + engine_version);
     return *plugin;
 }
 
 #else
 
-const DevicePlugin &find() { fail("not on this operating system"); }
+const DevicePlugin &find_plugin() { unavailable("not on this operating system"); }
 
 #endif
 
@@ -61,7 +61,7 @@ const DevicePlugin &plugin() {
     static std::mutex lock;
     static const DevicePlugin *found = nullptr;
     const std::lock_guard<std::mutex> hold(lock);
-    if (!found) found = &find();
+    if (!found) found = &find_plugin();
     return *found;
 }
 
@@ -82,11 +82,15 @@ DeviceSession::DeviceSession(std::shared_ptr<DeviceModel> model)
     model_->check(plugin_.session_new(model_->handle(), &handle_));
 }
 
-void DeviceSession::reset() { model_->check(plugin_.reset(handle_)); }
+void DeviceSession::reset() {
+    fetched_ = false;
+    model_->check(plugin_.reset(handle_));
+}
 
 const int32_t *DeviceSession::logits() const {
     if (position() == 0) return nullptr;
-    model_->check(plugin_.logits(handle_, logits_.data()));
+    if (!fetched_) model_->check(plugin_.logits(handle_, logits_.data()));
+    fetched_ = true;
     return logits_.data();
 }
 
@@ -108,14 +112,17 @@ State DeviceSession::save() const {
 
 void DeviceSession::restore(const State &state) {
     State copy = state;
+    fetched_ = false;
     model_->check(plugin_.restore(handle_, {copy.past.data(), copy.h.data(), copy.logits.data()}, state.position));
 }
 
 void DeviceSession::feed(const Tokens *feeds, size_t count) {
     if (count == 0) return;
     std::vector<DeviceFeed> all;
-    for (const Tokens *f = feeds; f != feeds + count; ++f)
+    for (const Tokens *f = feeds; f != feeds + count; ++f) {
+        f->session->fetched_ = false;
         all.push_back({f->session->handle_, f->tokens, f->n, f->all_logits});
+    }
     const DeviceModel &model = *feeds[0].session->model_;
     model.check(model.plugin().feed(model.handle(), all.data(), count));
 }

@@ -65,6 +65,7 @@ class DeviceSession {
     const DevicePlugin &plugin_;
     void *handle_ = nullptr;
     mutable std::vector<int32_t> logits_;  // [V] as last asked for
+    mutable bool fetched_ = false;         // whether these are those of the last token
 };
 
 }  // namespace mi
