@@ -101,7 +101,7 @@ def test_shipped_model_tells_the_same_story(run: Run, sampling: tuple[object, ..
 @pytest.mark.usefixtures("cuda")
 @pytest.mark.parametrize(
     ("scan", "activation", "rotation", "weights"),
-    itertools.product(("convex", "literal"), ("silu", "squareplus"), (False, True), ("int8", "ternary")),
+    list(itertools.product(("convex", "literal"), ("silu", "squareplus"), (False, True), ("int8", "ternary"))),
 )
 def test_every_mode(scan: str, activation: str, rotation: bool, weights: str) -> None:
     config = dataclasses.replace(
