@@ -28,8 +28,7 @@ __global__ void __launch_bounds__(threads)
     const int g = lane() / together;  // which of the lanes
     int p = (static_cast<int>(blockIdx.x) * warps + warp()) * together + (lane() & (together - 1));
     const bool live = p < P;
-    p = live ? p
-             : P - 1;  // computes what a neighbour does, and writes nothing: all of a warp take part in its shuffles
+    if (!live) p = P - 1;  // does what a neighbour does, and writes nothing: all of a warp take part in its shuffles
     const int e = head * P + p;
 
     const mi_span span = spans[blockIdx.z];
