@@ -22,7 +22,7 @@ WITH_BIN = PATH="$(CURDIR)/$(BIN):$$PATH"
 
 NATIVE_SOURCES := Cargo.toml Cargo.lock .cargo/config.toml $(shell find bindings tokenizer engine trainer prover -type f \
 	\( -name '*.rs' -o -name '*.cpp' -o -name '*.hpp' -o -name '*.h' -o -name Cargo.toml \) -not -path '*/target/*' 2>/dev/null)
-CXX_SOURCES := $(shell find engine tokenizer trainer -type f \( -name '*.cpp' -o -name '*.hpp' -o -name '*.h' -o -name '*.c' \) \
+CXX_SOURCES := $(shell find engine tokenizer trainer -type f \( -name '*.cpp' -o -name '*.hpp' -o -name '*.h' -o -name '*.c' -o -name '*.cu' -o -name '*.cuh' \) \
 	-not -path '*/target/*' -not -path '*/build/*' 2>/dev/null)
 
 say = @printf '==> %s\n' $(1)
@@ -90,8 +90,8 @@ $(STAMPS)/package: $(STAMPS)/tools $(NATIVE_SOURCES) pyproject.toml
 	@touch $@
 
 $(STAMPS)/dev: $(STAMPS)/tools requirements.lock pyproject.toml
-	$(call say,'installing what the tests and checks need (PyTorch among it: some 2.5 GB to fetch the first time)')
-	@$(PIP) install -c requirements.lock $$($(PY) scripts/requirements.py train test lint)
+	$(call say,'installing what the tests and checks need (PyTorch and nvcc among it: some 2.6 GB to fetch the first time)')
+	@$(PIP) install -c requirements.lock $$($(PY) scripts/requirements.py train test lint cuda)
 	@touch $@
 
 $(STAMPS)/cmake: $(STAMPS)/tools

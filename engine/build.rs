@@ -1,10 +1,11 @@
 //! Compiles the C++ sources of this crate into it.
 
 /// Every source of the library; CMakeLists.txt has the same list.
-const SOURCES: [&str; 15] = [
+const SOURCES: [&str; 16] = [
     "src/bytes.cpp",
     "src/capi.cpp",
     "src/cpu.cpp",
+    "src/device.cpp",
     "src/file.cpp",
     "src/kernels.cpp",
     "src/model.cpp",

@@ -74,7 +74,7 @@ mod c {
         pub fn mi_model_name(model: *const Model) -> *const c_char;
         pub fn mi_model_digest(model: *const Model) -> *const c_char;
         pub fn mi_model_tokenizer(model: *const Model, size: *mut usize) -> *const c_char;
-        pub fn mi_session_new(model: *const Model, out: *mut *mut Session) -> c_int;
+        pub fn mi_session_new_on(model: *const Model, device: *const c_char, out: *mut *mut Session) -> c_int;
         pub fn mi_session_free(session: *mut Session);
         pub fn mi_session_reset(session: *mut Session);
         pub fn mi_session_position(session: *const Session) -> u64;
@@ -103,6 +103,8 @@ pub enum Error {
     Argument(String),
     /// Memory could not be had.
     Memory(String),
+    /// A device other than the CPU is not there, or failed.
+    Device(String),
 }
 
 pub type Result<T> = std::result::Result<T, Error>;
@@ -110,7 +112,7 @@ pub type Result<T> = std::result::Result<T, Error>;
 impl Error {
     pub fn message(&self) -> &str {
         match self {
-            Error::Io(m) | Error::Format(m) | Error::Argument(m) | Error::Memory(m) => m,
+            Error::Io(m) | Error::Format(m) | Error::Argument(m) | Error::Memory(m) | Error::Device(m) => m,
         }
     }
 }
@@ -136,6 +138,7 @@ fn check(status: c_int) -> Result<()> {
         1 => Error::Io(message),
         2 => Error::Format(message),
         3 => Error::Argument(message),
+        5 => Error::Device(message),
         _ => Error::Memory(message),
     })
 }
@@ -331,11 +334,17 @@ impl Drop for Session {
 }
 
 impl Session {
-    /// A new sequence at position 0.
+    /// A new sequence at position 0, on the CPU.
     pub fn new(model: Arc<Model>) -> Result<Session> {
+        Session::on(model, "cpu")
+    }
+
+    /// A new sequence at position 0 on a device, "cpu" or "cuda"; the bits are the same.
+    pub fn on(model: Arc<Model>, device: &str) -> Result<Session> {
+        let c_device = CString::new(device).map_err(|_| Error::Argument("the device must be cpu or cuda".into()))?;
         let mut raw = null_mut();
-        // SAFETY: a live model, which the session keeps alive, and a place for the result.
-        check(unsafe { c::mi_session_new(model.raw.as_ptr(), &mut raw) })?;
+        // SAFETY: a live model, which the session keeps alive, a zero-terminated string and a place for the result.
+        check(unsafe { c::mi_session_new_on(model.raw.as_ptr(), c_device.as_ptr(), &mut raw) })?;
         let vocab_size = model.config().vocab_size as usize;
         Ok(Session {
             raw: NonNull::new(raw).expect("the engine returns a session with MI_OK"),

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from mamba_integer.engine import Generation, Model, Piece, Session, Settings, shipped_models
     from mamba_integer.errors import (
         ArgumentError,
+        DeviceError,
         MambaIntegerError,
         ModelFormatError,
         ProofError,
@@ -33,6 +34,7 @@ _HOME = {
     "Settings": "engine",
     "shipped_models": "engine",
     "ArgumentError": "errors",
+    "DeviceError": "errors",
     "MambaIntegerError": "errors",
     "ModelFormatError": "errors",
     "ProofError": "errors",
@@ -44,6 +46,7 @@ _HOME = {
 
 __all__ = [
     "ArgumentError",
+    "DeviceError",
     "Generation",
     "MambaIntegerError",
     "Model",

@@ -193,7 +193,9 @@ def build_parser() -> argparse.ArgumentParser:
         metavar="N",
         help="threads that compute; the bits are the same (default: %(default)s)",
     )
-    p.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="cuda: not in this build")
+    p.add_argument(
+        "--device", choices=("cpu", "cuda"), default="cpu", help="cuda: a GPU; the bits are the same (docs/CUDA.md)"
+    )
 
     p = verb(
         verbs,
@@ -563,8 +565,6 @@ def _generate(options: argparse.Namespace) -> int:
     from mamba_integer import receipt
     from mamba_integer.engine import Model
 
-    if options.device == "cuda":
-        raise ArgumentError("--device cuda: this build has no CUDA engine; use --device cpu")
     prompt = _text_argument(options.prompt)
     model = Model.load(options.model)
     generation = model.generate(
@@ -577,6 +577,7 @@ def _generate(options: argparse.Namespace) -> int:
         stop=options.stop,
         logprobs=options.logprobs,
         threads=options.threads,
+        device=options.device,
     )
     if options.receipt is not None:  # said before the work rather than after it
         receipt.check_stop(generation.stop)

@@ -20,7 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from mamba_integer import _native
-from mamba_integer.errors import ArgumentError, TokenizerError
+from mamba_integer.errors import ArgumentError, DeviceError, TokenizerError
 from mamba_integer.sampling import Sampling
 from mamba_integer.tokenizer import END_OF_TEXT, StreamDecoder, Tokenizer
 
@@ -144,12 +144,13 @@ class Model:
             self._tokenizer = tokenizer
         return self._tokenizer
 
-    def session(self, *, threads: int = 1, state: bytes | None = None) -> Session:
-        """A new sequence: at position 0, or where a `state` of this model was saved. `threads` compute it; the bits do not depend on them.
+    def session(self, *, threads: int = 1, state: bytes | None = None, device: str = "cpu") -> Session:
+        """A new sequence: at position 0, or where a `state` of this model was saved. `threads` compute it, or a GPU (device "cuda"); the bits are the same.
 
-        Raises ArgumentError for threads outside 1 … 256, ModelFormatError for a state that is damaged or of another model.
+        Raises ArgumentError for threads outside 1 … 256 or another device, ModelFormatError for a state that is damaged or of another model,
+        DeviceError where there is no GPU or no library for it (docs/CUDA.md).
         """
-        session = Session(self._native.session(), self.config.vocab_size)
+        session = Session(self._native.session(device), self.config.vocab_size)
         if threads != 1:
             session.set_threads(threads)
         if state is not None:
@@ -179,11 +180,13 @@ class Model:
         stop: str | Sequence[str] = (),
         logprobs: bool = False,
         threads: int = 1,
+        device: str = "cpu",
     ) -> Generation:
         """Continues a prompt; iterate over the result for its pieces as they come.
 
         prompt: text, or token ids that begin with the start token. temperature 0 is greedy; top_k 0 and top_p 1 are off; the same seed and
-        parameters give the same tokens on every machine. The end token, a stop string (which is left out of the text) or `max_tokens` ends it.
+        parameters give the same tokens on every machine and device ("cpu", or "cuda" for a GPU). The end token, a stop string (which is left
+        out of the text) or `max_tokens` ends it.
         Raises ArgumentError for an empty prompt or a parameter outside its range, TokenizerError for text that cannot be encoded.
         """
         sampling = Sampling.parse(temperature, top_k, top_p, seed)
@@ -191,7 +194,7 @@ class Model:
             if not prompt:
                 raise ArgumentError("the prompt is empty")
             prompt = self.encode(prompt)
-        return Generation(self, prompt, max_tokens, sampling, stop, logprobs, threads)
+        return Generation(self, prompt, max_tokens, sampling, stop, logprobs, threads, device)
 
     def __repr__(self) -> str:
         return f"Model({self.name!r}, digest={self.digest[:16]}…)"
@@ -253,6 +256,8 @@ class Session:
         """Logits after the last token fed, int32 [V]. Raises ArgumentError before the first."""
         data = self._native.logits()
         if data is None:
+            if self.position > 0:
+                raise DeviceError("the device failed: its logits cannot be read")
             raise ArgumentError("no token was fed yet")
         return np.frombuffer(data, "<i4")
 
@@ -293,6 +298,7 @@ class Generation(Iterator[Piece]):
         stop: str | Sequence[str],
         logprobs: bool,
         threads: int = 1,
+        device: str = "cpu",
     ) -> None:
         if max_tokens < 1:
             raise ArgumentError(f"max_tokens must be at least 1, not {max_tokens}")
@@ -309,7 +315,7 @@ class Generation(Iterator[Piece]):
         self.seconds = 0.0
         self._config = model.config
         self._eot = model.tokenizer.eot
-        self._session = model.session(threads=threads)
+        self._session = model.session(threads=threads, device=device)
         self._decoder = StreamDecoder(model.tokenizer)
         self._stops = StopStrings(self.stop)
         self._logprobs = logprobs

@@ -31,5 +31,9 @@ class ParallelError(MambaIntegerError):
     """Another process of a training run failed, or has another state than this one."""
 
 
+class DeviceError(MambaIntegerError):
+    """A device other than the CPU, or the library that computes there, is missing or failed."""
+
+
 class ArgumentError(MambaIntegerError, ValueError):
     """A value that a caller passed is outside its range."""

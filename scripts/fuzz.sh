@@ -10,7 +10,7 @@ mkdir -p $folder/$target
 case $target in
 model | state)
     room=engine/fuzz
-    sources=$(printf 'engine/src/%s.cpp ' bytes capi cpu file kernels model ops ops_avx2 ops_avx512 ops_neon pool sampler session sha256 state)
+    sources=$(printf 'engine/src/%s.cpp ' bytes capi cpu device file kernels model ops ops_avx2 ops_avx512 ops_neon pool sampler session sha256 state)
     include="-std=c++20 -Iengine/include -Iengine/src"
     c++ $include -O1 engine/fuzz/seeds.cpp $sources -o $folder/seeds -pthread
     clang++ $include -O1 -g -fsanitize=fuzzer,address,undefined -fno-sanitize-recover=all -DFUZZING_BUILD_MODE_UNSAFE_FOR_PRODUCTION \

@@ -71,17 +71,17 @@ constexpr int kRotScale = {SCALE};      // of the two tables
 constexpr int kRotModelScale = 13; // of the rotation inside the model: t = rshift(kRotT[j], kRotScale - kRotModelScale), s likewise
 
 // round(2^30 tan(theta/2)), theta = 2 pi j / 1024
-constexpr int32_t kRotT[129] = {{
+MI_TABLE int32_t kRotT[129] = {{
 {rows(t, "    ")}
 }};
 
 // round(2^30 sin(theta))
-constexpr int32_t kRotS[129] = {{
+MI_TABLE int32_t kRotS[129] = {{
 {rows(s, "    ")}
 }};
 
 // angle steps a position of pair i
-constexpr int32_t kRotFrequency[32] = {{
+MI_TABLE int32_t kRotFrequency[32] = {{
 {rows(FREQUENCIES, "    ")}
 }};
 

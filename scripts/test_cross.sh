@@ -41,7 +41,7 @@ core=$(printf 'src/%s.cpp ' bytes cpu model ops kernels pool sampler session sha
 kernels=$(printf 'engine/src/ops_%s.cpp ' avx2 avx512 neon)
 unity digest.cpp $core cross/digest.cpp
 unity digest_m3.cpp $core cross/digest.cpp cross/cortex_m3.cpp
-unity mamba_infer.cpp $core src/state.cpp src/file.cpp src/capi.cpp tools/mamba_infer.cpp
+unity mamba_infer.cpp $core src/state.cpp src/file.cpp src/device.cpp src/capi.cpp tools/mamba_infer.cpp
 
 failed=0
 reference=

@@ -27,6 +27,7 @@ OBJECTS = (
         "ops_neon",
         "kernels",
         "cpu",
+        "device",
         "pool",
         "session",
         "state",

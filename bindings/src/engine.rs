@@ -82,8 +82,11 @@ impl Model {
         PyBytes::new(py, self.inner.tokenizer_bytes())
     }
 
-    fn session(&self, py: Python<'_>) -> PyResult<Session> {
-        let session = native::Session::new(Arc::clone(&self.inner)).map_err(|e| from_engine(py, e))?;
+    #[pyo3(signature = (device = "cpu"))]
+    fn session(&self, py: Python<'_>, device: &str) -> PyResult<Session> {
+        let session = py
+            .detach(|| native::Session::on(Arc::clone(&self.inner), device))
+            .map_err(|e| from_engine(py, e))?;
         Ok(Session {
             inner: Mutex::new(session),
         })

@@ -27,6 +27,7 @@ pub fn from_engine(py: Python<'_>, error: EngineError) -> PyErr {
         EngineError::Io(message) | EngineError::Argument(message) => raise(py, "ArgumentError", message),
         EngineError::Format(message) => raise(py, "ModelFormatError", message),
         EngineError::Memory(message) => PyMemoryError::new_err(message),
+        EngineError::Device(message) => raise(py, "DeviceError", message),
     }
 }
 

@@ -20,7 +20,8 @@ typedef enum mi_status {
     MI_ERR_IO = 1,       /* a file could not be opened or read */
     MI_ERR_FORMAT = 2,   /* the model file breaks spec/FORMAT.md; nothing of it was used */
     MI_ERR_ARGUMENT = 3, /* a null pointer, a token outside the vocabulary, a parameter outside its range */
-    MI_ERR_MEMORY = 4    /* memory could not be had */
+    MI_ERR_MEMORY = 4,   /* memory could not be had */
+    MI_ERR_DEVICE = 5    /* a device other than the CPU is not there, or failed */
 } mi_status;
 
 typedef struct mi_model mi_model;
@@ -66,6 +67,12 @@ const char *mi_model_tokenizer(const mi_model *model, size_t *size);
 
 /* A new sequence: zero state, position 0. What it takes in memory does not grow with its length. */
 mi_status mi_session_new(const mi_model *model, mi_session **out);
+/* The same on a device: "cpu", or "cuda" for a GPU, with the same bits. There the weights are uploaded with the model's first
+ * session and stay until the model is freed, and the sequence's state stays on the device. The library libmamba_integer_cuda.so
+ * (engine/cuda/) is needed, which the environment variable MAMBA_INTEGER_CUDA may name; MI_ERR_DEVICE says what is missing. A
+ * GPU works on while mi_session_feed has returned, so what fails there may be told by a later call; the state is lost then.
+ * Threads have no meaning there, and there is no trace. */
+mi_status mi_session_new_on(const mi_model *model, const char *device, mi_session **out);
 void mi_session_free(mi_session *session);
 void mi_session_reset(mi_session *session);
 uint64_t mi_session_position(const mi_session *session);
@@ -88,7 +95,7 @@ typedef struct mi_feed {
 } mi_feed;
 mi_status mi_feed_many(const mi_feed *feeds, size_t count);
 
-/* Logits after the last token fed (vocab_size int32, owned by the session); NULL before the first. */
+/* Logits after the last token fed (vocab_size int32, owned by the session); NULL before the first, or when a device fails. */
 const int32_t *mi_session_logits(const mi_session *session);
 /* Chooses a token from the last logits (ARITHMETIC section 11); `step` is 0 for the first generated token. */
 mi_status mi_session_sample(mi_session *session, const mi_sampling *sampling, uint64_t step, uint32_t *token);

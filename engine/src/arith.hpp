@@ -10,14 +10,16 @@
 
 #include <stdint.h>
 
-#include "constants.hpp"
-
 #if defined(__CUDACC__)
 #define MI_HD __host__ __device__
+#define MI_TABLE static __device__ constexpr
 #else
 #include <bit>
 #define MI_HD
+#define MI_TABLE constexpr
 #endif
+
+#include "constants.hpp"
 
 namespace mi {
 
@@ -120,6 +122,12 @@ MI_HD constexpr int32_t act(Activation form, int32_t c) {
     return form == Activation::silu ? c * sigmoid12(c) : squareplus(c) - 256;
 }
 
+// The same with the rounding of §8: sat_bits(rshift(act(c), f - q)), so of scale Qq.
+MI_HD constexpr int32_t activated(Activation form, int32_t c, int q, int bits) {
+    const int32_t top = (1 << (bits - 1)) - 1;
+    return clamp(rshift(act(form, c), act_scale(form) - q), -top, top);
+}
+
 // ---- §4 BitShift norm -----------------------------------------------------------------------------------------------
 
 constexpr uint64_t norm_epsilon = uint64_t{1} << 14;  // where the sum of squares S starts
@@ -183,10 +191,16 @@ MI_HD constexpr int32_t scan_output(int32_t sum, int32_t skip, int32_t x) {
     return sat<16>(rshift(sum + skip * x * 64, 9));
 }
 
-// ---- §8 One layer ---------------------------------------------------------------------------------------------------
+// ---- §8 and §9 One layer, and what comes before the first -----------------------------------------------------------
 
 // y and g int16 Q8; the result is Q10 in 18 bits.
 MI_HD constexpr int32_t gated(int32_t y, int32_t g) { return sat<18>(rshift(y * g, 6)); }
+
+// The residual Q8 and what a layer adds to it, int16 Q8.
+MI_HD constexpr int32_t added(int32_t r, int32_t x) { return sat<18>(r + x); }
+
+// An element of a token's embedding, int8, with the multiplier of all: Q8.
+MI_HD constexpr int32_t embedded(int32_t e, int32_t embed_mul) { return embed_mul * e; }
 
 // ---- §10 Dyadic-Cayley rotation -------------------------------------------------------------------------------------
 
@@ -242,6 +256,12 @@ MI_HD constexpr Rotation rotation_at(uint64_t position, int i) {
     return Rotation(static_cast<uint32_t>(position & 1023) * static_cast<uint32_t>(kRotFrequency[i]), kRotModelScale);
 }
 
+// Pair i of B or of C, int16 Q8, at a position: turned, then Q3 in 6 bits.
+MI_HD constexpr Pair rotated(Pair p, uint64_t position, int i) {
+    p = rotation_at(position, i).turn(p);
+    return {sat<6>(rshift(p.x, 5)), sat<6>(rshift(p.y, 5))};
+}
+
 // ---- §11 Sampler ----------------------------------------------------------------------------------------------------
 
 // 2^16 * 2^(-F / 2^16) for F < 2^16, within 6 units, falling from 2^16 at F = 0.
@@ -249,6 +269,18 @@ MI_HD constexpr uint32_t pow2neg(uint32_t F) {
     const uint64_t f = F;
     const uint64_t inner = f * ((uint64_t{15188} << 16) - 2616 * f) >> 16;
     return (1 << 16) - static_cast<uint32_t>(f * ((uint64_t{45341} << 16) - inner) >> 32);
+}
+
+// The weight of a candidate whose logit lies delta below the largest, 0 ... 2^16; C is the inverse temperature.
+MI_HD constexpr int32_t sampling_weight(uint32_t delta, uint64_t C, int logit_shift) {
+    const uint64_t e = delta * C >> logit_shift;  // Q16
+    const uint64_t whole = e >> 16;
+    return whole > 16 ? 0 : static_cast<int32_t>(pow2neg(static_cast<uint32_t>(e & 0xffff)) >> whole);
+}
+
+// Where, in the running sum of weights, the token lies that a random word chooses: below W, the sum of all.
+MI_HD constexpr uint64_t sampling_target(uint32_t random, uint64_t W) {
+    return (random >> 2) * W >> 30;  // below 2^63 before the shift
 }
 
 }  // namespace mi

@@ -6,7 +6,9 @@
 #include <cstring>
 #include <functional>
 #include <memory>
+#include <mutex>
 #include <new>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -15,6 +17,7 @@
     default)  // of all that the library holds, only what this header declares is seen from outside
 #include "mamba_integer.h"
 #pragma GCC visibility pop
+#include "device.hpp"
 #include "kernels.hpp"
 #include "model.hpp"
 #include "pool.hpp"
@@ -25,15 +28,26 @@
 
 struct mi_model {
     mi::Model model;
+    // The same on a device, from its first session there.
+    mutable std::mutex device_lock;
+    mutable std::shared_ptr<mi::DeviceModel> device;
+
+    mi_model(mi::Bytes bytes, size_t size) : model(std::move(bytes), size) {}
 };
 
+// On the CPU or on a device.
 struct mi_session {
-    mi::Session session;
-    std::vector<mi::Candidate> candidates;  // [V], for the sampler
+    const mi::Model &model;
+    std::optional<mi::Session> host;
+    std::optional<mi::DeviceSession> device;
+    std::vector<mi::Candidate> candidates;  // [V], for the CPU's sampler
     bool traced = false;
 
-    mi_session(const mi::Model &model, const mi::ops::Kernels &kernels)
-        : session(model, kernels), candidates(static_cast<size_t>(model.config.vocab_size)) {}
+    mi_session(const mi::Model &m, const mi::ops::Kernels &kernels)
+        : model(m), candidates(static_cast<size_t>(m.config.vocab_size)) {
+        host.emplace(m, kernels);
+    }
+    explicit mi_session(std::shared_ptr<mi::DeviceModel> m) : model(m->model()) { device.emplace(std::move(m)); }
 };
 
 namespace {
@@ -55,6 +69,8 @@ mi_status guarded(Body body) noexcept {
         return fail(MI_ERR_FORMAT, error.what());
     } catch (const mi::FileError &error) {
         return fail(MI_ERR_IO, error.what());
+    } catch (const mi::DeviceError &error) {
+        return fail(error.status, error.what());
     } catch (const std::bad_alloc &) {
         return fail(MI_ERR_MEMORY, "out of memory");
     } catch (const std::exception &error) {  // std::length_error and the like: a size that cannot be had
@@ -78,7 +94,7 @@ mi_status check_tokens(const mi::Model &model, const uint32_t *tokens /* [n] */,
 
 const char *mi_last_error(void) { return last_error; }
 
-const char *mi_version(void) { return "0.1.0"; }
+const char *mi_version(void) { return mi::engine_version; }
 
 const char *mi_isa(void) {
     const mi::ops::Kernels *kernels = mi::ops::kernels();
@@ -92,7 +108,7 @@ mi_status mi_model_load(const char *path, mi_model **out) {
         size_t size = 0;
         mi::Bytes bytes = mi::map_file(path, size);
         try {
-            *out = new mi_model{mi::Model(std::move(bytes), size)};
+            *out = new mi_model(std::move(bytes), size);
         } catch (const mi::FormatError &error) {
             return fail(MI_ERR_FORMAT, (std::string(path) + ": " + error.what()).c_str());
         }
@@ -104,7 +120,7 @@ mi_status mi_model_load_memory(const void *data, size_t size, mi_model **out) {
     if ((!data && size > 0) || !out) return fail(MI_ERR_ARGUMENT, "mi_model_load_memory: null pointer");
     *out = nullptr;
     return guarded([&] {
-        *out = new mi_model{mi::Model(mi::copy_bytes(data, size), size)};
+        *out = new mi_model(mi::copy_bytes(data, size), size);
         return MI_OK;
     });
 }
@@ -156,28 +172,56 @@ mi_status mi_session_new(const mi_model *model, mi_session **out) {
     });
 }
 
+mi_status mi_session_new_on(const mi_model *model, const char *device, mi_session **out) {
+    if (!model || !device || !out) return fail(MI_ERR_ARGUMENT, "mi_session_new_on: null pointer");
+    *out = nullptr;
+    if (std::strcmp(device, "cpu") == 0) return mi_session_new(model, out);
+    if (std::strcmp(device, "cuda") != 0) return fail(MI_ERR_ARGUMENT, "the device must be cpu or cuda");
+    return guarded([&] {
+        const std::lock_guard<std::mutex> hold(model->device_lock);
+        if (!model->device) model->device = std::make_shared<mi::DeviceModel>(model->model);
+        *out = new mi_session(model->device);
+        return MI_OK;
+    });
+}
+
 void mi_session_free(mi_session *session) { delete session; }
 
 void mi_session_reset(mi_session *session) {
-    if (session) session->session.reset();
+    if (!session) return;
+    if (session->host) return session->host->reset();
+    guarded([&] {  // what fails here leaves the state lost, which the next call tells
+        session->device->reset();
+        return MI_OK;
+    });
 }
 
-uint64_t mi_session_position(const mi_session *session) { return session ? session->session.position() : 0; }
+uint64_t mi_session_position(const mi_session *session) {
+    if (!session) return 0;
+    return session->host ? session->host->position() : session->device->position();
+}
 
 mi_status mi_session_set_threads(mi_session *session, uint32_t threads) {
     if (!session) return fail(MI_ERR_ARGUMENT, "mi_session_set_threads: null pointer");
     if (threads < 1 || threads > 256) return fail(MI_ERR_ARGUMENT, "threads must be from 1 to 256");
     return guarded([&] {
-        session->session.pass().set_threads(static_cast<int>(threads));
+        if (session->host) session->host->pass().set_threads(static_cast<int>(threads));
         return MI_OK;
     });
 }
 
 mi_status mi_session_feed(mi_session *session, const uint32_t *tokens, size_t n, int32_t *all_logits) {
     if (!session || (!tokens && n > 0)) return fail(MI_ERR_ARGUMENT, "mi_session_feed: null pointer");
-    if (const mi_status bad = check_tokens(session->session.model(), tokens, n)) return bad;
-    session->session.feed(tokens, n, all_logits);
-    return MI_OK;
+    if (const mi_status bad = check_tokens(session->model, tokens, n)) return bad;
+    return guarded([&] {
+        if (session->host) {
+            session->host->feed(tokens, n, all_logits);
+        } else {
+            const mi::DeviceSession::Tokens feed = {&*session->device, tokens, n, all_logits};
+            mi::DeviceSession::feed(&feed, 1);
+        }
+        return MI_OK;
+    });
 }
 
 mi_status mi_feed_many(const mi_feed *feeds, size_t count) {
@@ -186,37 +230,47 @@ mi_status mi_feed_many(const mi_feed *feeds, size_t count) {
     for (size_t i = 0; i < count; ++i) {
         const mi_feed &feed = feeds[i];
         if (!feed.session || (!feed.tokens && feed.n > 0)) return fail(MI_ERR_ARGUMENT, "mi_feed_many: null pointer");
-        if (&feed.session->session.model() != &feeds[0].session->session.model())
+        if (&feed.session->model != &feeds[0].session->model)
             return fail(MI_ERR_ARGUMENT, "mi_feed_many: the sessions are of different models");
+        if (feed.session->host.has_value() != feeds[0].session->host.has_value())
+            return fail(MI_ERR_ARGUMENT, "mi_feed_many: the sessions are on different devices");
         if (count > 1 && feed.session->traced)
             return fail(MI_ERR_ARGUMENT, "mi_feed_many: a session with a trace can only be fed alone");
-        if (const mi_status bad = check_tokens(feed.session->session.model(), feed.tokens, feed.n)) return bad;
+        if (const mi_status bad = check_tokens(feed.session->model, feed.tokens, feed.n)) return bad;
     }
     return guarded([&] {
         std::vector<mi_session *> sessions;
-        std::vector<mi::Feed> all;
-        for (size_t i = 0; i < count; ++i) {
-            sessions.push_back(feeds[i].session);
-            all.push_back({&feeds[i].session->session, feeds[i].tokens, feeds[i].n, feeds[i].all_logits});
-        }
+        for (size_t i = 0; i < count; ++i) sessions.push_back(feeds[i].session);
         std::sort(sessions.begin(), sessions.end(), std::less<>());
         if (std::adjacent_find(sessions.begin(), sessions.end()) != sessions.end())
             return fail(MI_ERR_ARGUMENT, "mi_feed_many: a session is there twice");
-        feeds[0].session->session.pass().feed(all.data(), count);
+        if (feeds[0].session->host) {
+            std::vector<mi::Feed> all;
+            for (size_t i = 0; i < count; ++i)
+                all.push_back({&*feeds[i].session->host, feeds[i].tokens, feeds[i].n, feeds[i].all_logits});
+            feeds[0].session->host->pass().feed(all.data(), count);
+        } else {
+            std::vector<mi::DeviceSession::Tokens> all;
+            for (size_t i = 0; i < count; ++i)
+                all.push_back({&*feeds[i].session->device, feeds[i].tokens, feeds[i].n, feeds[i].all_logits});
+            mi::DeviceSession::feed(all.data(), count);
+        }
         return MI_OK;
     });
 }
 
-size_t mi_session_state_size(const mi_session *session) {
-    return session ? mi::state_bytes(session->session.model()) : 0;
-}
+size_t mi_session_state_size(const mi_session *session) { return session ? mi::state_bytes(session->model) : 0; }
 
 mi_status mi_session_save(const mi_session *session, void *out, size_t size) {
     if (!session || !out) return fail(MI_ERR_ARGUMENT, "mi_session_save: null pointer");
     if (size != mi_session_state_size(session))
         return fail(MI_ERR_ARGUMENT, "mi_session_save: the buffer must have mi_session_state_size bytes");
     return guarded([&] {
-        mi::write_state(session->session.model(), session->session.state(), static_cast<uint8_t *>(out));
+        uint8_t *bytes = static_cast<uint8_t *>(out);
+        if (session->host)
+            mi::write_state(session->model, session->host->state(), bytes);
+        else
+            mi::write_state(session->model, session->device->save(), bytes);
         return MI_OK;
     });
 }
@@ -224,12 +278,28 @@ mi_status mi_session_save(const mi_session *session, void *out, size_t size) {
 mi_status mi_session_restore(mi_session *session, const void *data, size_t size) {
     if (!session || (!data && size > 0)) return fail(MI_ERR_ARGUMENT, "mi_session_restore: null pointer");
     return guarded([&] {
-        mi::read_state(session->session.model(), static_cast<const uint8_t *>(data), size, session->session.state());
+        const uint8_t *bytes = static_cast<const uint8_t *>(data);
+        if (session->host) {
+            mi::read_state(session->model, bytes, size, session->host->state());
+        } else {
+            mi::State state(session->model.config);
+            mi::read_state(session->model, bytes, size, state);
+            session->device->restore(state);
+        }
         return MI_OK;
     });
 }
 
-const int32_t *mi_session_logits(const mi_session *session) { return session ? session->session.logits() : nullptr; }
+const int32_t *mi_session_logits(const mi_session *session) {
+    if (!session) return nullptr;
+    if (session->host) return session->host->logits();
+    const int32_t *logits = nullptr;
+    guarded([&] {
+        logits = session->device->logits();
+        return MI_OK;
+    });
+    return logits;
+}
 
 mi_status mi_session_sample(mi_session *session, const mi_sampling *sampling, uint64_t step, uint32_t *token) {
     if (!session || !sampling || !token) return fail(MI_ERR_ARGUMENT, "mi_session_sample: null pointer");
@@ -237,18 +307,23 @@ mi_status mi_session_sample(mi_session *session, const mi_sampling *sampling, ui
         return fail(MI_ERR_ARGUMENT, "temperature must be at most 64 (2^22 in Q16)");
     if (sampling->top_p < 1 || sampling->top_p > uint32_t{1} << 16)
         return fail(MI_ERR_ARGUMENT, "top_p must be above 0 and at most 1 (1 ... 2^16 in Q16)");
-    const int32_t *logits = session->session.logits();
-    if (!logits) return fail(MI_ERR_ARGUMENT, "mi_session_sample: no token was fed yet");
-    const mi::Config &c = session->session.model().config;
+    if (mi_session_position(session) == 0) return fail(MI_ERR_ARGUMENT, "mi_session_sample: no token was fed yet");
+    const mi::Config &c = session->model.config;
     const mi::Sampling s = {sampling->temperature, sampling->top_k, sampling->top_p, sampling->seed};
-    *token = mi::sample(logits, c.vocab_size, c.embed_mul, c.logit_shift, s, step, session->candidates.data());
-    return MI_OK;
+    return guarded([&] {
+        *token = session->host ? mi::sample(session->host->logits(), c.vocab_size, c.embed_mul, c.logit_shift, s, step,
+                                            session->candidates.data())
+                               : session->device->sample(s, step);
+        return MI_OK;
+    });
 }
 
 mi_status mi_session_set_trace(mi_session *session, mi_trace_fn fn, void *user) {
     if (!session) return fail(MI_ERR_ARGUMENT, "mi_session_set_trace: null pointer");
+    if (!session->host)
+        return fn ? fail(MI_ERR_ARGUMENT, "a trace is of the CPU; this session is on another device") : MI_OK;
     return guarded([&] {
-        session->session.pass().set_trace(fn, user);
+        session->host->pass().set_trace(fn, user);
         session->traced = fn != nullptr;
         return MI_OK;
     });

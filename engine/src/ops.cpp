@@ -70,7 +70,7 @@ void reverse_bits(int32_t *z /* [2^m] */, int m) {
 }  // namespace
 
 void embed(const int8_t *e, int embed_mul, int d, int32_t *r) {
-    for (int i = 0; i < d; ++i) r[i] = embed_mul * e[i];
+    for (int i = 0; i < d; ++i) r[i] = embedded(e[i], embed_mul);
 }
 
 NormScale norm(const int32_t *MI_RESTRICT x, const int8_t *MI_RESTRICT g, int d, int mantissa_bits,
@@ -106,16 +106,15 @@ void conv(const int8_t *MI_RESTRICT w, const int16_t *MI_RESTRICT bias, const in
 }
 
 void activate(Activation form, const int16_t *c, int n, int q, int bits, int16_t *out) {
-    const int32_t shift = act_scale(form) - q, top = (1 << (bits - 1)) - 1;
-    for (int i = 0; i < n; ++i) out[i] = static_cast<int16_t>(clamp(rshift(act(form, c[i]), shift), -top, top));
+    for (int i = 0; i < n; ++i) out[i] = static_cast<int16_t>(activated(form, c[i], q, bits));
 }
 
 void rotate(uint64_t position, int n, int16_t *b) {
     const int half = n >> 1;
     for (int i = 0; i < half; ++i) {
-        const Pair p = rotation_at(position, i).turn({b[i], b[i + half]});
-        b[i] = static_cast<int16_t>(sat<6>(rshift(p.x, 5)));
-        b[i + half] = static_cast<int16_t>(sat<6>(rshift(p.y, 5)));
+        const Pair p = rotated({b[i], b[i + half]}, position, i);
+        b[i] = static_cast<int16_t>(p.x);
+        b[i + half] = static_cast<int16_t>(p.y);
     }
 }
 
@@ -170,7 +169,7 @@ void gate(const int16_t *MI_RESTRICT y, const int16_t *MI_RESTRICT g, int n, int
 }
 
 void add(const int16_t *MI_RESTRICT x, int n, int32_t *MI_RESTRICT r) {
-    for (int i = 0; i < n; ++i) r[i] = sat<18>(r[i] + x[i]);
+    for (int i = 0; i < n; ++i) r[i] = added(r[i], x[i]);
 }
 
 void logits(const int8_t *e, int d, int first, int last, const int8_t *u, int tokens, int32_t *const *out) {

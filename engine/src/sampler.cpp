@@ -11,13 +11,6 @@ namespace {
 bool better(const Candidate &a, const Candidate &b) { return a.key != b.key ? a.key > b.key : a.token < b.token; }
 bool earlier(const Candidate &a, const Candidate &b) { return a.token < b.token; }
 
-// 2^16 at delta = 0, and falling as e^(-delta / T).
-int32_t weight(uint32_t delta, uint64_t C, int logit_shift) {
-    const uint64_t e = delta * C >> logit_shift;  // Q16
-    const uint64_t whole = e >> 16;
-    return whole > 16 ? 0 : static_cast<int32_t>(pow2neg(static_cast<uint32_t>(e & 0xffff)) >> whole);
-}
-
 uint32_t low(uint64_t v) { return static_cast<uint32_t>(v); }
 uint32_t high(uint64_t v) { return static_cast<uint32_t>(v >> 32); }
 
@@ -36,6 +29,10 @@ Block philox4x32(Block c, uint32_t key0, uint32_t key1) {
         key0 += 0x9e3779b9, key1 += 0xbb67ae85;
     }
     return c;
+}
+
+uint32_t random_word(uint64_t seed, uint64_t step) {
+    return philox4x32({low(step), high(step), 0, 0}, low(seed), high(seed))[0];
 }
 
 // The largest C <= 2^32 - 1 with C T <= m_e * 94548 * 2^16, bit by bit from the top (94548 = round(2^16 log2 e)).
@@ -64,7 +61,7 @@ uint32_t sample(const int32_t *logits, int vocab_size, int embed_mul, int logit_
     const uint64_t C = inverse_temperature(embed_mul, sampling.temperature);
     for (int i = 0; i < n; ++i) {
         const uint32_t delta = static_cast<uint32_t>(*largest - scratch[i].key);  // < 2^31, as |logit| < 2^30
-        scratch[i].key = weight(delta, C, logit_shift);
+        scratch[i].key = sampling_weight(delta, C, logit_shift);
     }
 
     if (sampling.top_p < 1 << 16) {
@@ -77,9 +74,7 @@ uint32_t sample(const int32_t *logits, int vocab_size, int embed_mul, int logit_
     }
 
     std::sort(scratch, scratch + n, earlier);
-    const Block random = philox4x32({low(step), high(step), 0, 0}, low(sampling.seed), high(sampling.seed));
-    const uint64_t target =
-        (random[0] >> 2) * total(scratch, n) >> 30;  // below 2^63 before the shift, below W after it
+    const uint64_t target = sampling_target(random_word(sampling.seed, step), total(scratch, n));
     uint64_t running = 0;
     int chosen = 0;
     for (;; ++chosen) {

@@ -23,6 +23,9 @@ using Block = std::array<uint32_t, 4>;
 // Philox4x32-10, the counter-based generator of Salmon et al. (2011).
 Block philox4x32(Block counter, uint32_t key0, uint32_t key1);
 
+// The word of step 7, for the token number `step` of a generation.
+uint32_t random_word(uint64_t seed, uint64_t step);
+
 // The C of step 3: what turns a distance between logits into a power of two.
 uint64_t inverse_temperature(int embed_mul, uint32_t temperature);
 

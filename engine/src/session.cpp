@@ -60,13 +60,13 @@ int heads_at_once(const Config &c) {
 
 // ---- A session ------------------------------------------------------------------------------------------------------
 
+State::State(const Config &c)
+    : past(elements(c.n_layers, 3, c.d_conv())),
+      h(elements(c.n_layers, c.d_inner(), c.d_state)),
+      logits(elements(c.vocab_size)) {}
+
 Session::Session(const Model &model, const ops::Kernels &kernels, int rows)
-    : model_(model), pass_(model, kernels, rows) {
-    const Config &c = model.config;
-    state_.past.resize(elements(c.n_layers, 3, c.d_conv()));
-    state_.h.resize(elements(c.n_layers, c.d_inner(), c.d_state));
-    state_.logits.resize(elements(c.vocab_size));
-}
+    : model_(model), state_(model.config), pass_(model, kernels, rows) {}
 
 void Session::reset() {
     std::fill(state_.past.begin(), state_.past.end(), int16_t{0});

@@ -20,6 +20,8 @@ struct State {
     std::vector<int32_t> h;       // [L, H, N, P] Q14
     std::vector<int32_t> logits;  // [V] after the last token
     uint64_t position = 0;        // tokens fed
+
+    explicit State(const Config &config);  // of a sequence that has not begun
 };
 
 // As mi_trace_fn of the C interface.

@@ -41,6 +41,7 @@ Continues a prompt with a Mamba-Integer model, in integers only: the same seed g
   --top-k K           choose among the K likeliest tokens; 0 is off (default: 40)
   --top-p P           choose among the likeliest tokens of total probability P; 1 is off (default: 1)
   --seed S            0 ... 2^64 - 1 (default: 0)
+  --device NAME       cpu, or cuda for a GPU (docs/CUDA.md): the same tokens (default: cpu)
   --json              print one JSON object: text, tokens, prompt_tokens, model_digest, logits_digest, stop_reason, tokens_per_second
   --logits-digest     print the SHA-256 of all logits (int32, little-endian, every position that was fed, in order)
   --help, --version
@@ -61,6 +62,7 @@ struct Options {
     std::optional<string> prompt;
     std::optional<std::vector<uint32_t>> tokens;
     uint64_t max_tokens = 200;
+    string device = "cpu";
     mi_sampling sampling = {0, 40, 65536,
                             0};  // the temperature is set from its default below, by the rule for all temperatures
     bool json = false;
@@ -128,6 +130,8 @@ std::optional<Options> parse(int argc, char **argv) {
             o.tokens = token_list(value());
         else if (name == "--max-tokens")
             o.max_tokens = integer(name, value(), 1, INT32_MAX);
+        else if (name == "--device")
+            o.device = value();
         else if (name == "--temperature")
             temperature = value();
         else if (name == "--top-k")
@@ -266,6 +270,7 @@ class Feeder {
         for (uint32_t token : tokens) {
             check(mi_session_feed(session_, &token, 1, nullptr));
             const int32_t *logits = mi_session_logits(session_);
+            if (!logits) throw UserError(mi_last_error());
             for (size_t v = 0; v < vocab_size_; ++v)
                 for (size_t i = 0; i < 4; ++i)
                     bytes_[4 * v + i] = static_cast<uint8_t>(static_cast<uint32_t>(logits[v]) >> (8 * i));
@@ -312,7 +317,7 @@ void run(const Options &o, const char *argv0) {
     if (prompt_tokens.empty() || prompt_tokens[0] != text.eot) prompt_tokens.insert(prompt_tokens.begin(), text.eot);
 
     mi_session *raw_session = nullptr;
-    check(mi_session_new(model.get(), &raw_session));
+    check(mi_session_new_on(model.get(), o.device.c_str(), &raw_session));
     const Session session(raw_session);
     Feeder feeder(session.get(), config.vocab_size, o.json || o.logits_digest);
 
