@@ -91,7 +91,7 @@ $(STAMPS)/package: $(STAMPS)/tools $(NATIVE_SOURCES) pyproject.toml
 
 $(STAMPS)/dev: $(STAMPS)/tools requirements.lock pyproject.toml
 	$(call say,'installing what the tests and checks need (PyTorch among it: some 2.5 GB to fetch the first time)')
-	@$(PIP) install -c requirements.lock $$($(PY) scripts/requirements.py train test lint)
+	@$(PIP) install -c requirements.lock $$($(PY) scripts/requirements.py train test lint ezkl)
 	@touch $@
 
 $(STAMPS)/cmake: $(STAMPS)/tools

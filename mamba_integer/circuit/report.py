@@ -1,4 +1,5 @@
-"""The integer block and the float block of one shape, side by side, as EZKL counts them. Random weights: sizes depend on the shape alone.
+"""The integer block and the float block of one shape, side by side, as EZKL counts them. Random weights, of which the integer block's size depends a little,
+by the bounds that follow from them.
 
 A shape is (d_model, d_state, tokens): four heads, d_inner twice d_model, squareplus in the integer block as in the shipped models.
 """
@@ -17,7 +18,7 @@ from mamba_integer.circuit.baseline import float_block, random_weights
 from mamba_integer.circuit.block import block
 from mamba_integer.circuit.graph import Graph
 from mamba_integer.config import ModelConfig
-from mamba_integer.errors import ArgumentError
+from mamba_integer.errors import ArgumentError, ProofError
 from mamba_integer.files import write_atomically
 from mamba_integer.model_file import IntegerModel
 from mamba_integer.random_model import Stream, random_model
@@ -73,7 +74,10 @@ def table_bits(shape: Shape) -> int:
 
 
 def prepare(shape: Shape, arithmetic: str, folder: str | os.PathLike[str]) -> dict[str, Any]:
-    """Exports a block of a shape, integer or float, has it laid out with at most 2^17 rows, and gives what it consists of."""
+    """Exports a block of a shape, integer or float, has it laid out with at most 2^17 rows, and gives what it consists of.
+
+    EZKL's calibration finds no settings with so few rows for some float blocks; those are laid out without the cap.
+    """
     ezkl.available("onnx", "ezkl")
     path = Path(folder)
     if arithmetic == "integer":
@@ -87,7 +91,11 @@ def prepare(shape: Shape, arithmetic: str, folder: str | os.PathLike[str]) -> di
     r = np.random.default_rng(0).standard_normal((shape[2], shape[0]))
     write_atomically(path / ezkl.INPUT, json.dumps({"input_data": [r.reshape(-1).tolist()]}).encode())
     ezkl.step(path, "settings", {"disable_freivalds": True})
-    ezkl.step(path, "calibrate", {"scales": [7], "max_logrows": CAP})
+    try:
+        ezkl.step(path, "calibrate", {"scales": [7], "max_logrows": CAP})
+    except ProofError:
+        ezkl.step(path, "settings", {"disable_freivalds": True})
+        ezkl.step(path, "calibrate", {"scales": [7]})
     return sizes(ezkl.read_settings(path))
 
 
