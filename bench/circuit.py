@@ -15,15 +15,16 @@ from pathlib import Path
 from typing import Any
 
 from bench.common import machine
-from mamba_integer.circuit import ezkl, report
+from mamba_integer.circuit import available, ezkl, report
 from mamba_integer.errors import ArgumentError
 from mamba_integer.files import write_atomically
 
+KINDS = ("integer", "float", "ours")
 SHAPES = {"16": (16, 4, 4), "32": (32, 8, 4), "64": (64, 16, 8)}
 
 
 def run(options: argparse.Namespace) -> dict[str, Any]:
-    ezkl.available("onnx", "ezkl")
+    available("onnx", "ezkl")
     cache: Path = options.cache
     cells: dict[str, dict[str, Any]] = {}
     for name in options.cells.split(","):
@@ -32,15 +33,16 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
                 for kind in ("integer", "float"):
                     _cell(cells, cache, kind, shape, prove=False)
             continue
-        shape_name, _, kind = name.partition("-")
-        if shape_name not in SHAPES or kind not in ("", "integer", "float"):
+        shape, _, kind = name.partition("-")
+        if shape not in SHAPES or kind not in ("", *KINDS):
             raise ArgumentError(
-                f"--cells: {name!r} is not one of sizes, {', '.join(SHAPES)}, or one of these with -integer or -float"
+                f"--cells: {name!r} is not sizes or one of {', '.join(SHAPES)}, alone or with -{', -'.join(KINDS)}"
             )
-        for one in (kind,) if kind else ("integer",) if shape_name == "64" else ("integer", "float"):
-            _cell(cells, cache, one, SHAPES[shape_name], prove=True)
-        if not kind and shape_name != "64":
-            _ours(cells, cache, SHAPES[shape_name])
+        for one in (kind,) if kind else KINDS:
+            if one == "ours":
+                _ours(cells, cache, SHAPES[shape])
+            else:
+                _cell(cells, cache, one, SHAPES[shape], prove=True)
     print(table(cells) if not options.json else "", end="")
     return {"bench": "circuit", "unit": "", "peers": {}, "cells": cells, "machine": machine()}
 

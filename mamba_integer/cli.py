@@ -591,9 +591,10 @@ def build_parser() -> argparse.ArgumentParser:
         if name == "circuit":
             p.add_argument(
                 "--cells",
-                default="sizes,16,32,64",
+                default="sizes,16,32,64-integer,64-ours",
                 metavar="NAME,NAME",
-                help="sizes (no proofs), 16, 32: both blocks and our prover; 64: the integer block; 64-float (default: %(default)s)",
+                help="sizes: no proofs; 16, 32, 64 (d_model): proofs by EZKL of both blocks, and by our prover; 32-integer, 32-float, 32-ours: "
+                "one of them (default: %(default)s)",
             )
             p.add_argument(
                 "--cache",

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mamba_integer import arithmetic as ar
-from mamba_integer.circuit import ezkl, report
+from mamba_integer.circuit import available, ezkl, report
 from mamba_integer.circuit.baseline import float_block, random_weights
 from mamba_integer.circuit.block import block, digest_of, of_tokens, whole
 from mamba_integer.circuit.graph import EXACT, SOUND, Graph, survives
@@ -357,7 +357,7 @@ def test_ezkl_lays_out_what_it_computes_with_large_constants_right(tmp_path: Pat
 
 def test_missing_packages_and_bad_shapes_are_one_line() -> None:
     with pytest.raises(ArgumentError, match=r"pip install 'mamba-integer\[ezkl\]'"):
-        ezkl.available("a_package_that_is_not_there")
+        available("a_package_that_is_not_there")
     for text in ("1,2", "a,b,c", "0,4,4", "5,4,4,4", "-1,2,3"):
         with pytest.raises(ArgumentError, match="shape"):
             report.parse(text)

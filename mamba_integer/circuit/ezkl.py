@@ -10,7 +10,6 @@ its witnesses itself. `disable_freivalds`, because of what docs/CIRCUITS.md says
 from __future__ import annotations
 
 import hashlib
-import importlib.util
 import json
 import os
 import sys
@@ -21,8 +20,9 @@ from typing import Any
 
 import numpy as np
 
+from mamba_integer.circuit import available
 from mamba_integer.circuit.graph import SOUND, Graph
-from mamba_integer.errors import ArgumentError, ProofError
+from mamba_integer.errors import ProofError
 from mamba_integer.files import write_atomically
 
 VERSION = "23.0.5"
@@ -30,13 +30,6 @@ BLINDING = 10  # rows that EZKL keeps for blinding, generously
 FIELD = 21888242871839275222246405745257275088548364400416034343698204186575808495617  # of bn254's scalars
 ONNX, SETTINGS, COMPILED, INPUT, WITNESS = "circuit.onnx", "settings.json", "circuit.ezkl", "input.json", "witness.json"
 STATEMENT, PROOF, VERIFYING_KEY, PROVING_KEY = "statement.json", "proof.json", "verifying.key", "proving.key"
-
-
-def available(*packages: str) -> None:
-    """ArgumentError, which says what to install, if a package is missing."""
-    for package in packages:
-        if importlib.util.find_spec(package) is None:
-            raise ArgumentError(f"this needs {package}: pip install 'mamba-integer[ezkl]'")
 
 
 @dataclass(frozen=True)
@@ -57,7 +50,6 @@ class Verdict:
 
 def export(graph: Graph, folder: str | os.PathLike[str], **about: Any) -> dict[str, Any]:
     """Writes circuit, input with witnesses, and statement; gives the statement. about: what the circuit is of, kept in it."""
-    available("onnx")
     path = Path(folder)
     path.mkdir(parents=True, exist_ok=True)
     onnx = graph.model().SerializeToString()

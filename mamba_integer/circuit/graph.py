@@ -24,6 +24,7 @@ from typing import Any
 import numpy as np
 
 from mamba_integer.arithmetic import Ints
+from mamba_integer.circuit import available
 from mamba_integer.errors import ArgumentError
 
 OPSET, IR_VERSION = 17, 8
@@ -69,6 +70,7 @@ class Graph:
     def __init__(self, table_bits: int = 15) -> None:
         if not 8 <= table_bits <= 16:
             raise ArgumentError(f"table bits must be from 8 to 16, not {table_bits}")
+        available("onnx")
         self.table_bits = table_bits
         self.inputs: dict[str, Ints] = {}  # in the order in which EZKL takes them
         self.outputs: dict[str, Ints] = {}

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from mamba_integer.circuit import ezkl
+from mamba_integer.circuit import available, ezkl
 from mamba_integer.circuit.baseline import float_block, random_weights
 from mamba_integer.circuit.block import block
 from mamba_integer.circuit.graph import Graph
@@ -78,7 +78,7 @@ def prepare(shape: Shape, arithmetic: str, folder: str | os.PathLike[str]) -> di
 
     EZKL's calibration finds no settings with so few rows for some float blocks; those are laid out without the cap.
     """
-    ezkl.available("onnx", "ezkl")
+    available("onnx", "ezkl")
     path = Path(folder)
     if arithmetic == "integer":
         model, graph = integer_block(shape, table_bits(shape))
