@@ -178,7 +178,7 @@ def table(cells: dict[str, dict[str, Any]]) -> str:
             )
         elif "steps" in c:
             lines.append(
-                f"| {name} (whole model, {c['security_bits']:.0f} bits) | commit {c['commit_cpu']:.2f} | none | none | {c['prove_cpu']:.2f} "
+                f"| {name} (whole model, {c['security_bits']:.0f} bits) | commit {c['commit_cpu']:.3f} | none | none | {c['prove_cpu']:.2f} "
                 f"| {c['memory'] / 2**30:.1f} | {c['verify_cpu']:.3f} | {c['proof_bytes'] / 1e3:.0f} |"
             )
     return "\n".join(lines) + "\n"

@@ -1217,7 +1217,7 @@ def _bench(options: argparse.Namespace) -> int:
         sys.path.insert(0, os.fspath(CHECKOUT))
     run: Callable[[argparse.Namespace], dict[str, Any]] = import_module(f"bench.{options.bench}").run
     result = run(options)
-    if not options.json:
+    if not options.json and result["peers"]:
         rows = [
             (f"{peer}: {what}", f"{rate:,} {result['unit']}")
             for peer, rates in result["peers"].items()

@@ -204,9 +204,6 @@ def _norm(g: Graph, x: Wire, scale: ar.Ints, mantissa: int) -> Wire:
 def _bitlinear(g: Graph, x: Wire, W: ar.Ints, m: ar.Ints, s: int) -> Wire:
     """§5. Two tokens share a dot product: Σ W·(x + B·x') is the sum of one and B times the sum of the other, told apart as all is less than B / 2."""
     T, t = x.shape[0], g.table_bits
-    if T > 1 and T & 1:
-        parts = (g.take(x, np.arange(T - 1)), g.take(x, [T - 1]))
-        return g.concatenate([_bitlinear(g, part, W, m, s) for part in parts])
     bound = int((np.abs(W).sum(1) * m).max()) * x.magnitude
     half = (1 << s) >> 1
     low, high = (half - bound) >> s, (half + bound) >> s
@@ -235,8 +232,15 @@ def _bitlinear(g: Graph, x: Wire, W: ar.Ints, m: ar.Ints, s: int) -> Wire:
     g.nonnegative(g.sub(out, low), high - low)
     remainder = g.witness(unit * (exact + half - (value << s)), 0, (unit << s) - 1)
     g.below(remainder, t if unit << s == 1 << t else s)
-    first, second = np.arange(0, T - 1, 2), np.arange(1, T, 2)
-    both = [(g.take(w, first), g.take(w, second)) for w in (x, out, remainder)]
+
+    def pair(w: Wire, filler: int) -> tuple[Wire, Wire]:
+        """Tokens 0, 2, … and 1, 3, …; the last of an odd number has for its partner one whose input is 0."""
+        first, second = g.take(w, np.arange(0, T, 2)), g.take(w, np.arange(1, T, 2))
+        if T & 1:
+            second = g.concatenate([second, g.reshape(g.scalars([filler] * w.shape[1]), 1, w.shape[1])])
+        return first, second
+
+    both = [pair(w, filler) for w, filler in ((x, 0), (out, 0), (remainder, unit * half))]
     packed = g.sum_of([(1, both[0][0]), (B, both[0][1])])
     acc = g.einsum("tk,ok->to", packed, g.constant(W))
     scale = -(unit << s)
