@@ -357,7 +357,7 @@ def _scan(g: Graph, x: Wire, B: Wire, C: Wire, m: Wire, k: ar.Ints, skip: ar.Int
     # 2^k h' + remainder = m·64·x·B + (2^k − m)·h + 2^(k−1), all times 2^(t−k); raised states change the constant to 2^(k−1) − m·lowest.
     if int(k.max()) > t:
         raise ArgumentError(f"a scan with k = {int(k.max())} needs at least as many table bits")
-    share = g.mul(m, g.constant(1 << (t - k)))
+    share = g.mul(m, g.scalars((1 << (t - k)).tolist()))
     inputs = g.mul(g.reshape(g.mul(share, 64), T, H, 1), g.reshape(x, T, H, P))
     keep = g.sub(1 << t, share)
     fixed = g.add(g.mul(share, -lowest), 1 << (t - 1))
