@@ -91,7 +91,7 @@ $(STAMPS)/package: $(STAMPS)/tools $(NATIVE_SOURCES) pyproject.toml
 
 $(STAMPS)/dev: $(STAMPS)/tools requirements.lock pyproject.toml
 	$(call say,'installing what the tests and checks need (PyTorch and nvcc among it: some 2.6 GB to fetch the first time)')
-	@$(PIP) install -c requirements.lock $$($(PY) scripts/requirements.py train test lint cuda)
+	@$(PIP) install -c requirements.lock $$($(PY) scripts/requirements.py train test lint cuda ezkl)
 	@touch $@
 
 $(STAMPS)/cmake: $(STAMPS)/tools

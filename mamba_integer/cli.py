@@ -460,9 +460,76 @@ def build_parser() -> argparse.ArgumentParser:
     )
     p.add_argument("--proof", type=Path, metavar="FILE", help="also write the proof of the story there")
 
+    circuits = verbs.add_parser(
+        "circuit",
+        help="the model as an EZKL circuit: export, report, prove, verify (pip install 'mamba-integer[ezkl]')",
+        description="The integer model as a circuit for EZKL, an external tool (docs/CIRCUITS.md). `prove` and `verify` need no EZKL; these do.",
+    )
+    circuits.set_defaults(run=lambda _: circuits.error("one of export, report, prove, verify is needed"))
+    actions = circuits.add_subparsers(title="actions", metavar="ACTION", parser_class=Parser)
+
+    p = verb(
+        actions,
+        "export",
+        _circuit_export,
+        "Write a layer, or the whole model, as ONNX. The folder gets the circuit, its input with all witnesses, and the statement.",
+        "circuit export --prompt 'Once upon' --layer 0 -o build/layer0",
+        "circuit export --model tiny.gguf --prompt 'ab' -o build/tiny",
+    )
+    model_option(p)
+    p.add_argument("--prompt", required=True, metavar="TEXT", help="the tokens to run, the start token first")
+    p.add_argument(
+        "--layer", type=_unsigned(7), metavar="N", help="this layer only (default: the whole model, tokens to logits)"
+    )
+    p.add_argument(
+        "--table-bits",
+        type=_count,
+        default=15,
+        metavar="N",
+        help="width of the limbs that are range-checked; logrows is larger by one at least (default: %(default)s)",
+    )
+    p.add_argument("-o", "--output", required=True, type=Path, metavar="FOLDER", help="folder to write, made if needed")
+
+    p = verb(
+        actions,
+        "report",
+        _circuit_report,
+        "Print the sizes of the integer block and of the float block of the same shape. Proves nothing; `bench circuit` does.",
+        "circuit report --shape 16,4,4",
+    )
+    p.add_argument(
+        "--shape", default="16,4,4", metavar="D,N,T", help="d_model, d_state and tokens (default: %(default)s)"
+    )
+
+    p = verb(
+        actions,
+        "prove",
+        _circuit_prove,
+        "Prove an exported circuit with EZKL. Makes a test reference string and keys in the folder: minutes, and gigabytes of memory.",
+        "circuit prove build/tiny",
+    )
+    p.add_argument("folder", type=Path, metavar="FOLDER", help="what `circuit export` wrote")
+    p.add_argument(
+        "--max-logrows",
+        type=_count,
+        default=17,
+        metavar="N",
+        help="more cells than that go into more columns (default: %(default)s)",
+    )
+
+    p = verb(
+        actions,
+        "verify",
+        _circuit_verify,
+        "Verify an EZKL proof and the public numbers that it rests on. Exit status 0 only if the proof holds, its checks too, and it is of your model.",
+        "circuit verify build/tiny --model tiny.gguf",
+    )
+    p.add_argument("folder", type=Path, metavar="FOLDER", help="what `circuit prove` wrote")
+    model_option(p)
+
     group = verbs.add_parser(
         "bench",
-        help="measure speed: decode, prefill, tokenizer, prove",
+        help="measure speed: decode, prefill, tokenizer, train, prove, circuit",
         description="Measure speed. A table, then one JSON line.",
     )
     group.set_defaults(run=lambda _: group.error("one of decode, prefill, tokenizer, prove is needed"))
@@ -473,6 +540,10 @@ def build_parser() -> argparse.ArgumentParser:
         ("tokenizer", "Megabytes per second of training and encoding, beside other tokenizers that are installed."),
         ("train", "Tokens per second of training steps, beside transformers and mambapy where they are installed."),
         ("prove", "Proving and verifying generations: seconds, bytes, memory, and where the time goes."),
+        (
+            "circuit",
+            "The integer and the float block in EZKL, and the same shape in our own prover: sizes, keys, CPU time, memory.",
+        ),
     ):
         p = verb(benches, name, _bench, text, f"bench {name}", f"bench {name} --json")
         p.set_defaults(bench=name)
@@ -518,6 +589,21 @@ def build_parser() -> argparse.ArgumentParser:
                 "--peers",
                 action="store_true",
                 help="with --shape: by turns with llama.cpp's Mamba of the same shape (needs the packages llama-cpp-python and gguf)",
+            )
+        if name == "circuit":
+            p.add_argument(
+                "--cells",
+                default="sizes,16,32,64-integer,64-ours",
+                metavar="NAME,NAME",
+                help="sizes: no proofs; 16, 32, 64 (d_model): proofs by EZKL of both blocks, and by our prover; 32-integer, 32-float, 32-ours: "
+                "one of them (default: %(default)s)",
+            )
+            p.add_argument(
+                "--cache",
+                type=Path,
+                default=Path("build/circuits"),
+                metavar="FOLDER",
+                help="what is measured is kept there and not measured again (default: %(default)s)",
             )
         if name == "prove":
             p.add_argument(
@@ -1046,6 +1132,84 @@ def _demo(options: argparse.Namespace) -> int:
     )
 
 
+def _circuit_export(options: argparse.Namespace) -> int:
+    from mamba_integer.circuit import ezkl
+    from mamba_integer.circuit.block import of_tokens
+    from mamba_integer.engine import Model, find_model
+    from mamba_integer.model_file import read_model
+
+    path = find_model(options.model)
+    tokens = Model.load(path).encode(_text_argument(options.prompt))
+    graph, about = of_tokens(read_model(path), tokens, options.layer, options.table_bits)
+    statement = ezkl.export(graph, options.output, **about)
+    out = {
+        "folder": os.fspath(options.output),
+        **{name: statement[name] for name in (*about, "table_bits", "circuit")},
+        "roundings": graph.roundings,
+        "limbs": graph.limbs,
+    }
+    if options.json:
+        _print_json(out)
+    else:
+        _print_table([(name.replace("_", " "), value) for name, value in out.items()])
+    return 0
+
+
+def _circuit_report(options: argparse.Namespace) -> int:
+    import tempfile
+
+    from mamba_integer.circuit import report
+
+    shape = report.parse(options.shape)
+    with tempfile.TemporaryDirectory() as folder:
+        out = report.side_by_side(shape, folder)
+    if options.json:
+        _print_json(out)
+        return 0
+    rows = [(name.replace("_", " "), *(out[kind][name] for kind in ("integer", "float"))) for name in report.ROWS]
+    width = max(len(str(row[1])) for row in rows)
+    _print_table([("", f"{'integer':<{width}}  float"), *((name, f"{a!s:<{width}}  {b}") for name, a, b in rows)])
+    print(f"\nfloat has {out['rows_ratio']} times the rows")
+    return 0
+
+
+def _circuit_prove(options: argparse.Namespace) -> int:
+    from mamba_integer.circuit import ezkl
+
+    used = ezkl.prove(options.folder, options.max_logrows)
+    out: dict[str, Any] = {
+        "proof": os.fspath(options.folder / ezkl.PROOF),
+        "logrows": ezkl.read_settings(options.folder)["run_args"]["logrows"],
+        **{f"{name}_cpu_seconds": round(usage.cpu, 2) for name, usage in used.items()},
+        "memory_peak_bytes": max(usage.memory for usage in used.values()),
+    }
+    if options.json:
+        _print_json(out)
+    else:
+        _print_table([(name.replace("_", " "), value) for name, value in out.items()])
+    return 0
+
+
+def _circuit_verify(options: argparse.Namespace) -> int:
+    from mamba_integer.circuit import ezkl
+    from mamba_integer.circuit.block import digest_of
+    from mamba_integer.engine import find_model
+    from mamba_integer.model_file import read_model
+
+    statement = ezkl.read_statement(options.folder)
+    result = ezkl.verify(options.folder, digest_of(read_model(find_model(options.model)), statement))
+    if options.json:
+        _print_json({"valid": result.valid, "reason": result.reason})
+    elif result.valid:
+        part = "the whole model" if statement["layer"] is None else f"layer {statement['layer']}"
+        print(
+            f"valid: {part} of {_visible(str(statement['model']))} on {statement['tokens']} tokens gives the outputs that the statement says"
+        )
+    else:
+        print(f"NOT VALID: {result.reason}")
+    return 0 if result.valid else 1
+
+
 def _bench(options: argparse.Namespace) -> int:
     folder = CHECKOUT / "bench"
     if not (folder / "__init__.py").is_file():
@@ -1055,7 +1219,7 @@ def _bench(options: argparse.Namespace) -> int:
     run: Callable[[argparse.Namespace], dict[str, Any]] = import_module(f"bench.{options.bench}").run
     result = run(options)
     more = result.pop("rows", [])
-    if not options.json:
+    if not options.json and result["peers"]:
         rows = [
             (f"{peer}: {what}", f"{rate:,} {result['unit']}")
             for peer, rates in result["peers"].items()

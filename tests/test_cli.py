@@ -195,9 +195,9 @@ def test_every_verb_has_help_with_examples_and_json(verb: list[str], capsys: pyt
         main([*verb, "--help"])
     assert ended.value.code == 0
     text = capsys.readouterr().out
-    if verb and verb not in (["tokenizer"], ["bench"]):
+    if verb and verb not in (["tokenizer"], ["bench"], ["circuit"]):
         assert "--json" in text
-    if verb not in (["tokenizer"], ["bench"], ["train"], ["export"]):
+    if verb not in (["tokenizer"], ["bench"], ["circuit"], ["train"], ["export"]):
         assert "example" in text
 
 
@@ -207,6 +207,7 @@ def test_every_verb_has_help_with_examples_and_json(verb: list[str], capsys: pyt
 def test_no_verb(run: Run) -> None:
     check_mistake(run(), "verb")
     check_mistake(run("tokenizer"), "train, encode, decode")
+    check_mistake(run("circuit"), "export, report, prove, verify")
     check_mistake(run("dance"), "dance")
 
 
