@@ -91,7 +91,8 @@ $(STAMPS)/package: $(STAMPS)/tools $(NATIVE_SOURCES) pyproject.toml
 
 $(STAMPS)/dev: $(STAMPS)/tools requirements.lock pyproject.toml
 	$(call say,'installing what the tests and checks need (PyTorch and nvcc among it: some 2.6 GB to fetch the first time)')
-	@$(PIP) install -c requirements.lock $$($(PY) scripts/requirements.py train test lint cuda ezkl)
+	@$(PY) scripts/requirements.py train test lint cuda ezkl >$(STAMPS)/requirements.txt
+	@$(PIP) install -c requirements.lock -r $(STAMPS)/requirements.txt
 	@touch $@
 
 $(STAMPS)/cmake: $(STAMPS)/tools

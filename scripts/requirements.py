@@ -1,4 +1,4 @@
-"""Prints the requirements of the named extras in pyproject.toml, one a line, for the Makefile (pip cannot install extras alone)."""
+"""Prints the requirements of the named extras in pyproject.toml, one a line, a requirements file for the Makefile (pip cannot install extras alone)."""
 
 import re
 import sys
