@@ -108,7 +108,12 @@ def test_checker_sees_what_it_should(tmp_path: Path) -> None:
         __global__ void wide(double *a) { a[threadIdx.x] += a[0]; }
         __global__ void quotient(int *a) { a[threadIdx.x] /= a[0]; }
         __global__ void converted(float *a, const int *b) { a[threadIdx.x] = static_cast<float>(b[threadIdx.x]); }
-        __global__ void spilling(int *a, int n) { int b[64]; for (int i = 0; i < 64; ++i) b[i] = a[i]; a[0] = b[n & 63]; }
+        __global__ void spilling(int *a, int n) {
+            int b[64];
+            for (int i = 0; i < 64; ++i) b[i] = a[i] * n;
+            for (int i = 0; i < n; ++i) b[b[i & 63] & 63] += i;
+            for (int i = 0; i < 64; ++i) a[i] = b[i];
+        }
         __global__ void innocent(int *a) { a[threadIdx.x] = a[threadIdx.x] / 10 + (a[0] >> 3) * 77777; }
         """
     )
