@@ -20,6 +20,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
+from mamba_integer.encrypted import verbs as encrypted
 from mamba_integer.errors import ArgumentError, MambaIntegerError, ProofError
 
 if TYPE_CHECKING:
@@ -457,6 +458,8 @@ def build_parser() -> argparse.ArgumentParser:
         help="also run this mamba_infer program, which needs no Python, and compare its bits",
     )
     p.add_argument("--proof", type=Path, metavar="FILE", help="also write the proof of the story there")
+
+    encrypted.add(verbs, verb, Parser)
 
     group = verbs.add_parser(
         "bench",
