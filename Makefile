@@ -20,6 +20,8 @@ export CMAKE_BUILD_PARALLEL_LEVEL ?= $(JOBS)
 # Commands of .venv (maturin, and cmake where the machine has none) are found first.
 WITH_BIN = PATH="$(CURDIR)/$(BIN):$$PATH"
 
+# A workspace of its own (docs/ENCRYPTED.md), built into the same folder.
+ENCRYPTED = --locked --manifest-path encrypted/Cargo.toml --target-dir target
 NATIVE_SOURCES := Cargo.toml Cargo.lock .cargo/config.toml $(shell find bindings tokenizer engine trainer prover -type f \
 	\( -name '*.rs' -o -name '*.cpp' -o -name '*.hpp' -o -name '*.h' -o -name Cargo.toml \) -not -path '*/target/*' 2>/dev/null)
 CXX_SOURCES := $(shell find engine tokenizer trainer -type f \( -name '*.cpp' -o -name '*.hpp' -o -name '*.h' -o -name '*.c' \) \
@@ -114,11 +116,11 @@ $(STAMPS)/native: $(STAMPS)/cmake $(NATIVE_SOURCES) $(CXX_SOURCES)
 		*.so) cp "$$library" target/release/librustbpe.so;; *.dylib) cp "$$library" target/release/librustbpe.dylib;; esac; done
 	@touch $@
 
-$(STAMPS)/encrypted: $(STAMPS)/package Cargo.toml Cargo.lock $(shell find encrypted -type f -not -path '*/target/*' 2>/dev/null)
+$(STAMPS)/encrypted: $(STAMPS)/package $(shell find encrypted -type f -not -path '*/target/*' 2>/dev/null)
 	$(call say,'building the library of encrypted inference')
-	@cargo build --quiet --locked --release -p mamba-integer-encrypted
+	@cargo build --quiet --release $(ENCRYPTED)
 	@for library in target/release/libmamba_integer_encrypted.*; do case $$library in \
-		*.so|*.dylib) cp "$$library" mamba_integer/encrypted/;; esac; done
+		*.so|*.dylib) install "$$library" mamba_integer/encrypted/;; esac; done
 	@touch $@
 
 # ---- checks ----------------------------------------------------------------------------------------------------------------------------------
@@ -136,7 +138,9 @@ lint-rust:
 	@cargo fmt --version >/dev/null 2>&1 || { echo 'error: rustfmt is missing (rustup component add rustfmt)' >&2; exit 1; }
 	@cargo clippy --version >/dev/null 2>&1 || { echo 'error: clippy is missing (rustup component add clippy)' >&2; exit 1; }
 	@cargo fmt --all --check
+	@cargo fmt --manifest-path encrypted/Cargo.toml --check
 	@cargo clippy --quiet --locked --workspace --all-targets -- -D warnings
+	@cargo clippy --quiet --release $(ENCRYPTED) --all-targets -- -D warnings
 
 lint-cpp: $(STAMPS)/dev
 	$(call say,'clang-format')
@@ -144,9 +148,9 @@ lint-cpp: $(STAMPS)/dev
 
 test-rust:
 	$(call say,'Rust tests')
-	@cargo test --quiet --locked --workspace --exclude mamba-integer-prover --exclude mamba-integer-encrypted
+	@cargo test --quiet --locked --workspace --exclude mamba-integer-prover
 	@cargo test --quiet --locked --release -p mamba-integer-prover
-	@cargo test --quiet --locked --release -p mamba-integer-encrypted
+	@cargo test --quiet --release $(ENCRYPTED)
 
 # As shipped, with the address and undefined-behaviour sanitizers, and with the thread sanitizer.
 test-cpp: $(STAMPS)/cmake

@@ -140,7 +140,7 @@ class Generation:
             "logits_digest": self.logits_digest,
             "positions": positions,
             "seconds_total": round(self.seconds, 3),
-            "seconds_per_token": round(self.seconds / positions, 3),
+            "seconds_per_token": round(self.seconds / max(positions, 1), 3),
             **self.costs.to_json(),
         }
         return out if self.distance is None else {**out, "worst_distance": round(self.distance, 4)}
@@ -199,6 +199,23 @@ class _Micro:
         return logits
 
 
+def _run(model: _Bfv | _Micro, out: Generation, max_tokens: int, sampling: Sampling, fed: Callable[[], object]) -> None:
+    for token in out.prompt_tokens:
+        out.logits.append(model.step(token))
+        fed()
+    while True:
+        s = sampling
+        row, at = out.logits[-1], len(out.tokens)
+        token = ar.sample(row, model.scale, model.shift, s.temperature, s.top_k, s.top_p, s.seed, at)
+        out.tokens.append(token)
+        if token == model.end:
+            out.stop_reason = "end"
+        if token == model.end or len(out.tokens) == max_tokens:
+            return
+        out.logits.append(model.step(token))
+        fed()
+
+
 def generate(
     key: Key,
     connection: socket.socket,
@@ -207,7 +224,7 @@ def generate(
     sampling: Sampling,
     progress: Callable[[int, int], object] = lambda done, most: None,
 ) -> Generation:
-    """Continues a prompt with the model of a server that sees neither. `progress(fed, most)` after each position.
+    """Continues a prompt with the model of a server that sees neither. `progress(fed, most)` after each position; an interrupt ends it early.
 
     Raises EncryptedError for a server or key that is not as it should be, ArgumentError or TokenizerError for the prompt.
     """
@@ -217,20 +234,10 @@ def generate(
         model = _Micro(key, remote) if key.profile == "micro" else _Bfv(key, remote)
         out = Generation(prompt_tokens=model.encode(prompt), costs=remote.costs)
         most = len(out.prompt_tokens) + max_tokens - 1
-        for token in out.prompt_tokens:
-            out.logits.append(model.step(token))
-            progress(len(out.logits), most)
-        while True:
-            s = sampling
-            row, at = out.logits[-1], len(out.tokens)
-            token = ar.sample(row, model.scale, model.shift, s.temperature, s.top_k, s.top_p, s.seed, at)
-            out.tokens.append(token)
-            if token == model.end:
-                out.stop_reason = "end"
-            if token == model.end or len(out.tokens) == max_tokens:
-                break
-            out.logits.append(model.step(token))
-            progress(len(out.logits), most)
+        try:
+            _run(model, out, max_tokens, sampling, lambda: progress(len(out.logits), most))
+        except KeyboardInterrupt:  # what was computed until then is kept
+            out.stop_reason = "interrupted"
         out.text = model.decode([t for t in out.tokens if t != model.end])
         out.seconds = time.perf_counter() - began
         out.distance = model.distance

@@ -200,10 +200,12 @@ def _generate(options: argparse.Namespace) -> int:
         made = client.generate(key, protocol.connect(options.server), options.prompt, options.max_tokens, sampling, bar)
     finally:
         bar.finish()
+    if not made.logits:
+        return 130
     out = made.to_json()
     same = True
     if plain is not None:
-        expected = plain(made.prompt_tokens + made.tokens[: len(made.logits) - len(made.prompt_tokens)])
+        expected = plain((made.prompt_tokens + made.tokens)[: len(made.logits)])
         same = expected.shape == (len(made.logits), made.logits[0].size) and bool((expected == made.logits).all())
         out["logits_equal"] = same
     costs = made.costs
@@ -229,7 +231,7 @@ def _generate(options: argparse.Namespace) -> int:
             )
         )
     _tell(options, out, rows)
-    return 0 if same else 1
+    return 130 if same and made.stop_reason == "interrupted" else int(not same)
 
 
 def _plain(name: str, key: Any) -> Callable[[list[int]], Any]:
