@@ -140,7 +140,7 @@ lint-rust:
 	@cargo fmt --all --check
 	@cargo fmt --manifest-path encrypted/Cargo.toml --check
 	@cargo clippy --quiet --locked --workspace --all-targets -- -D warnings
-	@cargo clippy --quiet --release $(ENCRYPTED) --all-targets -- -D warnings
+	@cargo clippy --quiet $(ENCRYPTED) --all-targets -- -D warnings
 
 lint-cpp: $(STAMPS)/dev
 	$(call say,'clang-format')
