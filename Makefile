@@ -20,6 +20,8 @@ export CMAKE_BUILD_PARALLEL_LEVEL ?= $(JOBS)
 # Commands of .venv (maturin, and cmake where the machine has none) are found first.
 WITH_BIN = PATH="$(CURDIR)/$(BIN):$$PATH"
 
+# A workspace of its own (docs/ENCRYPTED.md), built into the same folder.
+ENCRYPTED = --locked --manifest-path encrypted/Cargo.toml --target-dir target
 NATIVE_SOURCES := Cargo.toml Cargo.lock .cargo/config.toml $(shell find bindings tokenizer engine trainer prover -type f \
 	\( -name '*.rs' -o -name '*.cpp' -o -name '*.hpp' -o -name '*.h' -o -name Cargo.toml \) -not -path '*/target/*' 2>/dev/null)
 CXX_SOURCES := $(shell find engine tokenizer trainer -type f \( -name '*.cpp' -o -name '*.hpp' -o -name '*.h' -o -name '*.c' -o -name '*.cu' -o -name '*.cuh' \) \
@@ -28,7 +30,7 @@ CXX_SOURCES := $(shell find engine tokenizer trainer -type f \( -name '*.cpp' -o
 say = @printf '==> %s\n' $(1)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-cross vectors bench lint clean build native lint-python lint-rust lint-cpp test-rust test-cpp test-python \
+.PHONY: help demo test test-cross vectors bench lint clean build native encrypted lint-python lint-rust lint-cpp test-rust test-cpp test-python \
 	test-package
 .NOTPARALLEL:
 
@@ -41,6 +43,7 @@ help:
 	@echo 'make bench     speed of decode, prefill, tokenizer and prover on this machine'
 	@echo 'make build     only the environment in .venv with the package in it ($(BIN)/mamba-integer)'
 	@echo 'make native    engine build/engine/mamba_infer, verifier target/release/mamba-integer-verify, tokenizer librustbpe.so (no Python needed)'
+	@echo 'make encrypted the library of encrypted inference (docs/ENCRYPTED.md), beside the package; some 3 CPU-minutes the first time'
 	@echo 'make clean     remove build output (not .venv)'
 
 demo: $(STAMPS)/package $(STAMPS)/native
@@ -49,6 +52,7 @@ demo: $(STAMPS)/package $(STAMPS)/native
 
 build: $(STAMPS)/package
 native: $(STAMPS)/native
+encrypted: $(STAMPS)/encrypted
 
 test: lint test-rust test-cpp test-python test-package
 	$(call say,'all tests passed')
@@ -63,7 +67,7 @@ bench: $(STAMPS)/package
 	@$(PY) -m mamba_integer bench prove
 
 clean:
-	rm -rf build target dist mamba_integer/_native*.so .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf build target dist mamba_integer/_native*.so mamba_integer/encrypted/lib* .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	rm -rf $(STAMPS)
 
 # ---- the environment -------------------------------------------------------------------------------------------------------------------------
@@ -113,6 +117,13 @@ $(STAMPS)/native: $(STAMPS)/cmake $(NATIVE_SOURCES) $(CXX_SOURCES)
 		*.so) cp "$$library" target/release/librustbpe.so;; *.dylib) cp "$$library" target/release/librustbpe.dylib;; esac; done
 	@touch $@
 
+$(STAMPS)/encrypted: $(STAMPS)/package $(shell find encrypted -type f -not -path '*/target/*' 2>/dev/null)
+	$(call say,'building the library of encrypted inference')
+	@cargo build --quiet --release $(ENCRYPTED)
+	@for library in target/release/libmamba_integer_encrypted.*; do case $$library in \
+		*.so|*.dylib) install "$$library" mamba_integer/encrypted/;; esac; done
+	@touch $@
+
 # ---- checks ----------------------------------------------------------------------------------------------------------------------------------
 
 lint: lint-python lint-rust lint-cpp
@@ -128,7 +139,9 @@ lint-rust:
 	@cargo fmt --version >/dev/null 2>&1 || { echo 'error: rustfmt is missing (rustup component add rustfmt)' >&2; exit 1; }
 	@cargo clippy --version >/dev/null 2>&1 || { echo 'error: clippy is missing (rustup component add clippy)' >&2; exit 1; }
 	@cargo fmt --all --check
+	@cargo fmt --manifest-path encrypted/Cargo.toml --check
 	@cargo clippy --quiet --locked --workspace --all-targets -- -D warnings
+	@cargo clippy --quiet $(ENCRYPTED) --all-targets -- -D warnings
 
 lint-cpp: $(STAMPS)/dev
 	$(call say,'clang-format')
@@ -138,6 +151,7 @@ test-rust:
 	$(call say,'Rust tests')
 	@cargo test --quiet --locked --workspace --exclude mamba-integer-prover
 	@cargo test --quiet --locked --release -p mamba-integer-prover
+	@cargo test --quiet --release $(ENCRYPTED)
 
 # As shipped, with the address and undefined-behaviour sanitizers, and with the thread sanitizer.
 test-cpp: $(STAMPS)/cmake
@@ -155,7 +169,7 @@ $(STAMPS)/browser:
 		{ echo 'error: the tests need a browser, Chromium (on Debian: apt-get install chromium)' >&2; exit 1; }
 	@mkdir -p $(STAMPS) && touch $@
 
-test-python: $(STAMPS)/package $(STAMPS)/dev $(STAMPS)/native $(STAMPS)/browser
+test-python: $(STAMPS)/package $(STAMPS)/encrypted $(STAMPS)/dev $(STAMPS)/native $(STAMPS)/browser
 	$(call say,'Python tests')
 	@$(BIN)/python -m pytest
 

@@ -146,7 +146,12 @@ def matmul(x: npt.ArrayLike, W: npt.ArrayLike) -> Ints:
 
 def bitlinear(x: npt.ArrayLike, W: npt.ArrayLike, m: npt.ArrayLike, s: int) -> Ints:
     """int16 Q8 [..., O] for x int8 [..., K], W int8 [O, K], multipliers m [O], 1 … 255, and shift s."""
-    return sat(rshift(matmul(x, W) * ints(m), s), 16)
+    return requantise(matmul(x, W), m, s)
+
+
+def requantise(acc: npt.ArrayLike, m: npt.ArrayLike, s: int) -> Ints:
+    """The second line of `bitlinear`: int16 Q8 [..., O] for sums acc int32 [..., O], multipliers m [O], 1 … 255, and shift s."""
+    return sat(rshift(ints(acc) * ints(m), s), 16)
 
 
 # ---- §6 Convolution step ---------------------------------------------------------------------------------------------

@@ -20,6 +20,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
+from mamba_integer.encrypted import verbs as encrypted
 from mamba_integer.errors import ArgumentError, MambaIntegerError, ProofError
 
 if TYPE_CHECKING:
@@ -526,6 +527,8 @@ def build_parser() -> argparse.ArgumentParser:
     )
     p.add_argument("folder", type=Path, metavar="FOLDER", help="what `circuit prove` wrote")
     model_option(p)
+
+    encrypted.add(verbs, verb, Parser)
 
     group = verbs.add_parser(
         "bench",

@@ -23,6 +23,10 @@ class ProofError(MambaIntegerError):
     """A file that is no proof or no card, or a model or generation that cannot be proven."""
 
 
+class EncryptedError(MambaIntegerError):
+    """A key, a ciphertext or a message of encrypted inference that is not what it should be, or a side that is gone."""
+
+
 class CheckpointError(MambaIntegerError):
     """A training checkpoint is damaged or belongs to another run."""
 

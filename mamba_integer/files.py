@@ -8,9 +8,10 @@ import secrets
 from pathlib import Path
 
 
-def write_atomically(path: str | os.PathLike[str], data: bytes) -> None:
+def write_atomically(path: str | os.PathLike[str], data: bytes, mode: int = 0o666) -> None:
     """Writes and fsyncs a temporary file in the same folder, then renames it to `path`: until then, and if anything fails, what was there stays.
 
+    `mode`: the permissions from the first byte on, less the process's umask.
     A link is followed; what is neither a regular file nor free is refused, so that a rename never takes the place of a device. Raises OSError.
     """
     path = Path(path).resolve()
@@ -18,7 +19,8 @@ def write_atomically(path: str | os.PathLike[str], data: bytes) -> None:
         raise OSError(errno.EINVAL, "not a regular file", os.fspath(path))
     scratch = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
     try:
-        with scratch.open("xb") as file:  # exclusive: in a shared folder nobody can have put a link there
+        # Exclusive: in a shared folder nobody can have put a link there.
+        with os.fdopen(os.open(scratch, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode), "wb") as file:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())

@@ -39,10 +39,9 @@ class Reference:
         self.model = model
         self.config = model.config
         self.trace = trace
-        tensors = {name: tensor.astype(np.int32) for name, tensor in model.tensors.items()}
-        self._embedding, self._norm_f = tensors["token_embd.weight"], tensors["output_norm.scale"]
+        self._tensors = {name: tensor.astype(np.int32) for name, tensor in model.tensors.items()}
         self._layers: list[dict[str, npt.NDArray[np.int32]]] = [{} for _ in range(self.config.n_layers)]
-        for name, tensor in tensors.items():
+        for name, tensor in self._tensors.items():
             if name.startswith("blk."):
                 _, i, part = name.split(".", 2)
                 self._layers[int(i)][part] = tensor
@@ -63,13 +62,12 @@ class Reference:
 
     def step(self, token: npt.ArrayLike) -> Logits:
         """Feeds one token, or one for each sequence [...]: int32 logits [..., V]. ValueError for a token outside the vocabulary."""
-        e = self._embedding
         token = ar.within("token", token, 0, self.config.vocab_size - 1)
-        r = self._note("embed", ar.ints(e[token]) * self.model.embed_mul)
+        r = self._note("embed", self._embed(token) * self.model.embed_mul)
         for i in range(self.config.n_layers):
             r = self._layer(i, r)
-        u = self._norm("norm_f", r, self._norm_f)
-        logits = self._note("logits", ar.matmul(u, e))
+        u = self._norm("norm_f", r, self._tensors["output_norm.scale"])
+        logits = self._note("logits", self._product("token_embd", u))
         self.position += 1
         return logits.astype(np.int32)
 
@@ -101,13 +99,21 @@ class Reference:
             logits, self.model.embed_mul, self.model.logit_shift, s.temperature, s.top_k, s.top_p, s.seed, step
         )
 
+    def _embed(self, token: ar.Ints) -> ar.Ints:
+        """Rows of the embedding, int8 [..., D]. This and `_product` are all that touches a matrix; encrypted inference asks a server instead."""
+        return ar.ints(self._tensors["token_embd.weight"][token])
+
+    def _product(self, name: str, x: ar.Ints) -> ar.Ints:
+        """int32 [..., O]: the matrix of this name times x int8 [..., K]."""
+        return ar.matmul(x, self._tensors[name + ".weight"])
+
     def _layer(self, i: int, r: ar.Ints) -> ar.Ints:
         """Section 8: residual Q8 [..., D] to residual."""
         c, w, state, site = self.config, self._layers[i], self.state[i], f"blk.{i}."
         E = c.d_inner
 
         u = self._norm(site + "norm1", r, w["norm1.scale"])
-        projected = ar.bitlinear(u, w["in_proj.weight"], w["in_proj.mul"], self.model.in_proj_shift[i])
+        projected = ar.requantise(self._product(site + "in_proj", u), w["in_proj.mul"], self.model.in_proj_shift[i])
         self._note(site + "in_proj", projected)
         z, xBC, dt = np.split(projected, [E, E + c.d_conv], axis=-1)
 
@@ -133,7 +139,7 @@ class Reference:
         g = self._note(site + "gate", ar.sat(ar.rshift(a, f - 8), 15))
         o = self._note(site + "gated", ar.sat(ar.rshift(y * g, 6), 18))
         v = self._norm(site + "norm2", o, w["norm2.scale"])
-        added = ar.bitlinear(v, w["out_proj.weight"], w["out_proj.mul"], self.model.out_proj_shift[i])
+        added = ar.requantise(self._product(site + "out_proj", v), w["out_proj.mul"], self.model.out_proj_shift[i])
         self._note(site + "out_proj", added)
         return self._note(site + "resid", ar.sat(r + added, 18))
 

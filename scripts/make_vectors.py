@@ -18,6 +18,7 @@ import numpy as np
 
 from mamba_integer import arithmetic as ar
 from mamba_integer.config import ModelConfig
+from mamba_integer.encrypted.micro import MicroModel, encode
 from mamba_integer.model_file import serialize
 from mamba_integer.random_model import Stream, random_model
 from mamba_integer.reference import Reference
@@ -298,8 +299,19 @@ def model() -> Group:
     }
 
 
+def micro() -> Group:
+    m = MicroModel.load(ROOT / "models/micro.json")
+    text = "\nthe little dog's ball, is it red? yes.\nonce upon a time"
+    return {
+        "about": "Section 12. text, fed character by character to the shipped micro model from the zero state -> logits after each.",
+        "digest": m.digest,
+        "text": text,
+        "logits": m.logits(encode(text)),
+    }
+
+
 def generated() -> dict[Path, str]:
-    groups = (shift, roots, activations, norm, bitlinear, conv, scan, rotation, transform, sampler, model)
+    groups = (shift, roots, activations, norm, bitlinear, conv, scan, rotation, transform, sampler, model, micro)
     return {ROOT / f"spec/vectors/{group.__name__}.json": text_of(group()) for group in groups}
 
 

@@ -1,0 +1,1 @@
+"""Inference on ciphertexts: docs/ENCRYPTED.md."""
