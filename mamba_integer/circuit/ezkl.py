@@ -15,6 +15,7 @@ import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -185,8 +186,7 @@ def step(folder: str | os.PathLike[str], name: str, options: dict[str, Any] | No
 
 def _main(arguments: Sequence[str]) -> None:
     """The process of one step."""
-    import ezkl
-
+    ezkl: Any = import_module("ezkl")  # its stubs do not say what it does
     folder, name, options = Path(arguments[0]), arguments[1], json.loads(arguments[2])
 
     def at(file: str) -> str:
