@@ -31,7 +31,7 @@ class FinetuneConfig(loop.LoopConfig):
     tokenizer: str = ""
     context: int = 512
     plain: float = 0.2
-    wanted: float = 8.0
+    wanted: float = 3.0
     instructions: str = ""
     instructions_share: float = 0.1
     tokens: int = 4_000_000
