@@ -406,6 +406,26 @@ pub unsafe extern "C" fn mi_tokenizer_train_file(text: *const c_char, vocab_size
     })
 }
 
+/// A tokenizer's file of some kind.
+///
+/// # Safety
+///
+/// See the module.
+unsafe fn written(
+    tokenizer: *const Tokenizer,
+    write: fn(&Tokenizer) -> Result<Vec<u8>, Error>,
+    bytes: *mut u8,
+    capacity: usize,
+    needed: *mut usize,
+) -> Status {
+    status(|| {
+        // SAFETY: as promised by the caller.
+        let file = write(unsafe { reference(tokenizer, "tokenizer") }?)?;
+        // SAFETY: as promised by the caller.
+        unsafe { deliver(&file, bytes, capacity, needed) }
+    })
+}
+
 /// # Safety
 ///
 /// See the module.
@@ -416,12 +436,8 @@ pub unsafe extern "C" fn mi_tokenizer_to_bytes(
     capacity: usize,
     needed: *mut usize,
 ) -> Status {
-    status(|| {
-        // SAFETY: as promised by the caller.
-        let file = unsafe { reference(tokenizer, "tokenizer") }?.to_bytes()?;
-        // SAFETY: as promised by the caller.
-        unsafe { deliver(&file, bytes, capacity, needed) }
-    })
+    // SAFETY: as promised by the caller.
+    unsafe { written(tokenizer, Tokenizer::to_bytes, bytes, capacity, needed) }
 }
 
 /// # Safety
@@ -434,12 +450,8 @@ pub unsafe extern "C" fn mi_tokenizer_to_tiktoken(
     capacity: usize,
     needed: *mut usize,
 ) -> Status {
-    status(|| {
-        // SAFETY: as promised by the caller.
-        let file = unsafe { reference(tokenizer, "tokenizer") }?.to_tiktoken()?;
-        // SAFETY: as promised by the caller.
-        unsafe { deliver(&file, bytes, capacity, needed) }
-    })
+    // SAFETY: as promised by the caller.
+    unsafe { written(tokenizer, Tokenizer::to_tiktoken, bytes, capacity, needed) }
 }
 
 /// # Safety
@@ -452,12 +464,8 @@ pub unsafe extern "C" fn mi_tokenizer_to_huggingface(
     capacity: usize,
     needed: *mut usize,
 ) -> Status {
-    status(|| {
-        // SAFETY: as promised by the caller.
-        let file = unsafe { reference(tokenizer, "tokenizer") }?.to_huggingface()?;
-        // SAFETY: as promised by the caller.
-        unsafe { deliver(&file, bytes, capacity, needed) }
-    })
+    // SAFETY: as promised by the caller.
+    unsafe { written(tokenizer, Tokenizer::to_huggingface, bytes, capacity, needed) }
 }
 
 /// # Safety
