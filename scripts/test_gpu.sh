@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # On a machine with a GPU: builds the CUDA libraries and the engine, reads the machine code, holds every kernel and whole sequences to the CPU's
-# bits, tells a story on both devices, and times decode and prefill: test_gpu.sh [FOLDER], by default build/gpu. Needs nvcc (see build_cuda.sh), cmake,
-# a C++ compiler, and the package's environment (.venv, or PYTHON) for the timing. Exit status 3 where there is no GPU.
+# bits, tells a story on both devices, checks the operators of training, and times decode and prefill: test_gpu.sh [FOLDER], by default build/gpu.
+# Needs nvcc (see build_cuda.sh), cmake, a C++ compiler, and the package's environment (.venv, or PYTHON) for the operators and the timing. Exit
+# status 3 where there is no GPU.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 folder=${1:-build/gpu}
@@ -35,5 +36,19 @@ tell() {
 here=$(tell cpu) there=$(tell cuda)
 [ "$here" = "$there" ] || { printf 'DIFFERENT\ncpu  %s\ncuda %s\n' "$here" "$there" >&2; exit 1; }
 printf 'the same tokens and logits: %s\n' "$(grep -o '"logits_digest": "[0-9a-f]*"' <<<"$there")"
+say 'the operators of training'
+MAMBA_INTEGER_CUDA=$library "$python" - <<'PYTHON'
+try:
+    import torch
+    found = torch.cuda.is_available()
+except ImportError:
+    found = False
+if found:
+    from mamba_integer.nn import cuda
+    cuda.check(torch.device("cuda", 0))
+    print("scan and BitLinear under PyTorch: the reference's integers")
+else:
+    print("left out: there is no PyTorch that finds the GPU")
+PYTHON
 say 'speed'
 MAMBA_INTEGER_CUDA=$library "$python" -m bench.cuda --model "$model"

@@ -16,7 +16,6 @@ import shlex
 import subprocess
 import sys
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -28,44 +27,16 @@ from mamba_integer.errors import ArgumentError
 from mamba_integer.model_file import serialize
 from mamba_integer.random_model import random_model
 from mamba_integer.sampling import Sampling
+from tests.conftest import CUDA_LIBRARY as NAME
 from tests.models import TINY_CONFIG, TINY_TOKENIZER, shipped_model
 
 ROOT = Path(__file__).resolve().parents[1]
-ENGINE = ROOT / "engine"
 STANDALONE = ROOT / "build/engine/mamba_infer"
 PROGRAM = (sys.executable, "-m", "mamba_integer")
-NAME = "libmamba_integer_cuda.so"
 
 pytestmark = pytest.mark.skipif(platform.system() != "Linux", reason="the plug-in is found by Linux's loader")
 
 Run = Callable[..., tuple[int, str, str]]
-
-
-def compile_for_host(folder: Path) -> Path:
-    sources = sorted((ENGINE / "cuda").glob("*.cu"))
-    compiler = shlex.split(os.environ.get("CXX", "c++"))
-    includes = [f"-I{ENGINE / part}" for part in ("include", "src", "cuda")]
-
-    def build(source: Path) -> Path:
-        target = folder / f"{source.stem}.o"
-        options = ["-xc++", "-std=c++20", "-O1", "-fPIC", *includes]
-        subprocess.run([*compiler, *options, "-c", str(source), "-o", str(target)], check=True)
-        return target
-
-    with ThreadPoolExecutor(2) as pool:
-        objects = list(pool.map(build, sources))
-    subprocess.run([*compiler, "-shared", *map(str, objects), "-o", str(folder / NAME)], check=True)
-    return folder / NAME
-
-
-@pytest.fixture(scope="session")
-def on_host(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The plug-in for no GPU: the one that the C++ tests have built, if it is up to date."""
-    built = ROOT / "build/engine/on_host" / NAME
-    sources = [p for part in ("cuda", "src", "include") for p in (ENGINE / part).iterdir()]
-    if built.is_file() and built.stat().st_mtime > max(p.stat().st_mtime for p in sources):
-        return built
-    return compile_for_host(tmp_path_factory.mktemp("on_host"))
 
 
 @pytest.fixture

@@ -17,7 +17,7 @@ from torch import Tensor
 from mamba_integer.config import ModelConfig
 from mamba_integer.export import export_state
 from mamba_integer.nn import Teacher, build_model, fused, loss, token_nats
-from mamba_integer.nn import model as model_module
+from mamba_integer.nn import scan as scan_module
 from mamba_integer.nn.quant import RoundUnbounded
 from mamba_integer.nn.scan import segments
 from mamba_integer.reference import Reference
@@ -102,7 +102,7 @@ def test_gradients_are_those_of_the_modules(
 ) -> None:
     """The modules in float64, where their roundings are exact, against the kernels with products in float32."""
     if arithmetic == "integer":
-        monkeypatch.setattr(model_module, "chunked_scan", exact_scan)
+        monkeypatch.setattr(scan_module, "chunked_scan", exact_scan)
     monkeypatch.setattr(fused, "_BFLOAT16_PRODUCTS", False)
     torch.manual_seed(3)
     model = build_model(config(**changes), arithmetic)
@@ -135,7 +135,7 @@ def test_a_teacher_is_part_of_the_targets(
 ) -> None:
     """The value stays that of the text; the gradient is that of the mixture, written out."""
     if student == "integer":
-        monkeypatch.setattr(model_module, "chunked_scan", exact_scan)
+        monkeypatch.setattr(scan_module, "chunked_scan", exact_scan)
     monkeypatch.setattr(fused, "_BFLOAT16_PRODUCTS", False)
     torch.manual_seed(8)
     model = build_model(config(rotation=rotation), student)

@@ -7,6 +7,7 @@ This module knows nothing of files, data or optimisers.
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable
 from typing import Any
@@ -19,6 +20,7 @@ from torch.autograd.function import once_differentiable
 
 from mamba_integer.arithmetic import ROTATION_FREQUENCIES
 from mamba_integer.config import ModelConfig
+from mamba_integer.nn import cuda
 from mamba_integer.nn.init import dyadic_hippo
 from mamba_integer.nn.quant import (
     ACTIVATIONS,
@@ -34,7 +36,7 @@ from mamba_integer.nn.quant import (
     RoundUnbounded,
     embedding_multiplier,
 )
-from mamba_integer.nn.scan import chunked_scan, segments
+from mamba_integer.nn.scan import chunked_scan, decay, dyadic_scan, segments
 
 EMBED_SCALE = 16.0  # the residual starts at 16 times the (tied) embedding; logit_shift of the spec is 12 + 5
 CONV_WIDTH = 4
@@ -50,6 +52,8 @@ def unobserved(site: str, values: Tensor, limit: float) -> None:
 
 def in_layer(observe: Observe, layer: int) -> Observe:
     """Puts the layer's number before a site's name: "norm1" becomes "0.norm1"."""
+    if observe is unobserved:
+        return unobserved
     return lambda site, values, limit: observe(f"{layer}.{site}", values, limit)
 
 
@@ -103,6 +107,23 @@ class Positions:
             self.crossings.append((row, t + back))
         self.index = document_index(reset)
 
+    @functools.cached_property
+    def starts(self) -> Tensor:
+        """Where a row or a document begins among the B · T positions, int64 [S]."""
+        first = torch.ones_like(self.seg, dtype=torch.bool)
+        first[:, 1:] = self.seg[:, 1:] != self.seg[:, :-1]
+        return torch.nonzero(first.flatten())[:, 0]
+
+
+def bitlinear(x: Tensor, weight: Tensor, ternary: bool, matrix: cuda.Matrix | None) -> Tensor:
+    """Section 5 of the spec: x [..., K] on the Q5 grid, weight [O, K] -> [..., O] on the Q8 grid. matrix: of the weight, where the CUDA kernels serve."""
+    out: Tensor
+    if matrix is not None:
+        out = cuda.bitlinear(x, weight, *matrix)
+    else:
+        out = RoundUnbounded.apply(F.linear(x, QuantWeight.apply(weight, ternary)), 8, INT16)
+    return out
+
 
 class IntegerBlock(nn.Module):
     """One layer, section 8 of the spec. Parameters are the real numbers that the exported integers stand for."""
@@ -131,30 +152,36 @@ class IntegerBlock(nn.Module):
 
     def decay(self, dt: Tensor, log_a: Tensor, base: Tensor) -> Tensor:
         """m of the spec (section 7), dt [..., H] on the Q8 grid -> integers 1 … m_max as float [..., H]."""
-        c = self.config
-        scale = torch.exp2(self.shift.to(dt.dtype))
-        a = Round.apply(log_a.exp() * scale, 4, 1 << 19)
-        mod = (1.0 + dt + Round.apply(base, 8, INT16)).clamp(0.125, 4.0)
-        m: Tensor = RoundUnbounded.apply(mod * a, 0, 1 << 24)
-        return m.clamp(min=1.0).minimum(torch.full_like(scale, 255.0) if c.scan == "convex" else scale - 1.0)
+        return decay(dt, *self.time_scales(log_a, base), self.shift, self.config.scan == "convex")
 
-    def forward(self, r: Tensor, pos: Positions, observe: Observe = unobserved) -> Tensor:
-        """r [B, T, D] on the Q8 grid -> the same after this layer."""
+    def time_scales(self, log_a: Tensor, base: Tensor) -> tuple[Tensor, Tensor]:
+        """A and base of the spec (section 7) as real numbers, each [H] on its grid."""
+        a = Round.apply(log_a.exp() * torch.exp2(self.shift.to(log_a.dtype)), 4, 1 << 19)
+        return a, Round.apply(base, 8, INT16)
+
+    def forward(
+        self,
+        r: Tensor,
+        pos: Positions,
+        observe: Observe = unobserved,
+        matrices: tuple[cuda.Matrix, cuda.Matrix] | None = None,
+    ) -> Tensor:
+        """r [B, T, D] on the Q8 grid -> the same after this layer. matrices: in_proj and out_proj, where the CUDA kernels serve."""
         c = self.config
         e, n, h = c.d_inner, c.d_state, c.n_heads
-        batch, length, _ = r.shape
         act, gate = ACTIVATIONS[c.activation], ACTIVATIONS[c.gate]
         g1, g2, skip = (Round.apply(v, 6, INT8) for v in (self.norm1, self.norm2, self.skip))
 
-        w_in, w_out = (QuantWeight.apply(w, self.ternary) for w in (self.in_proj, self.out_proj))
-        observe("in_proj.weight", w_in, math.inf)
-        observe("out_proj.weight", w_out, math.inf)
+        w_in, w_out = matrices or (None, None)
+        if observe is not unobserved:
+            observe("in_proj.weight", QuantWeight.apply(self.in_proj, self.ternary), math.inf)
+            observe("out_proj.weight", QuantWeight.apply(self.out_proj, self.ternary), math.inf)
 
         u = BitShiftNorm.apply(r, g1, 8, c.norm_mantissa)
         observe("norm1", u, INT8 / 32)
-        p = RoundUnbounded.apply(F.linear(u, w_in), 8, INT16)
+        p = bitlinear(u, self.in_proj, self.ternary, w_in)
         observe("in_proj", p, INT16 / 256)
-        z, xbc, dt = p.split([e, e + 2 * n, h], -1)
+        z, xbc, dt = torch.split(p, [e, e + 2 * n, h], -1)
         xbc = CausalConv.apply(
             xbc, Round.apply(self.conv_weight, 6, INT8), Round.apply(self.conv_bias, 8, INT16), pos.crossings
         )
@@ -170,12 +197,11 @@ class IntegerBlock(nn.Module):
         observe("B", b, SIX_BITS / 8)
         observe("C", cc, SIX_BITS / 8)
 
-        m = self.decay(dt, self.log_a, self.base)
-        observe("m", m, math.inf)
-        replaced = m * torch.exp2(-self.shift.to(dt.dtype))  # m / 2^k
-        heads = x.view(batch, length, h, -1)
-        y = chunked_scan(heads * replaced[..., None], torch.log1p(-replaced), b, cc, pos.seg)
-        y = RoundUnbounded.apply(y + heads * skip[:, None], 8, INT16).reshape(batch, length, e)
+        if observe is not unobserved:
+            observe("m", self.decay(dt, self.log_a, self.base), math.inf)
+        scanned = (x, b, cc, dt, *self.time_scales(self.log_a, self.base), skip, self.shift, pos.seg)
+        convex = c.scan == "convex"
+        y = dyadic_scan(*scanned, convex) if matrices is None else cuda.scan(*scanned, pos.starts, convex)
         observe("scan", y, INT16 / 256)
 
         g = gate.apply(z, 8, FIFTEEN_BITS)
@@ -184,7 +210,7 @@ class IntegerBlock(nn.Module):
         observe("gated", o, EIGHTEEN_BITS / 1024)
         v = BitShiftNorm.apply(o, g2, 10, c.norm_mantissa)
         observe("norm2", v, INT8 / 32)
-        out: Tensor = RoundUnbounded.apply(F.linear(v, w_out), 8, INT16)
+        out = bitlinear(v, self.out_proj, self.ternary, w_out)
         observe("out_proj", out, INT16 / 256)
         r = r + out
         observe("residual", r, EIGHTEEN_BITS / 256)
@@ -216,6 +242,14 @@ class MambaInteger(nn.Module):
             assert isinstance(block, IntegerBlock)
             block.ternary = self.config.weights == "ternary" and not held
 
+    def _matrices(self) -> list[tuple[cuda.Matrix, cuda.Matrix] | None]:
+        """in_proj and out_proj of every layer for the CUDA kernels; None for each where those do not serve."""
+        found = None
+        if cuda.usable(self.embedding.device):
+            blocks = [b for b in self.blocks if isinstance(b, IntegerBlock)]
+            found = cuda.matrices((w, b.ternary) for b in blocks for w in (b.in_proj, b.out_proj))
+        return [None] * len(self.blocks) if found is None else list(zip(found[::2], found[1::2], strict=True))
+
     def forward(self, tokens: Tensor, reset: Tensor, observe: Observe = unobserved) -> Tensor:
         """`observe` is shown the sites of a layer i as "i.site", and "embedding" (the table), "embedded" and "norm_f"."""
         pos = Positions(reset)
@@ -223,8 +257,9 @@ class MambaInteger(nn.Module):
         r = F.embedding(tokens, embedding) * EMBED_SCALE
         observe("embedding", embedding, float(embedding_multiplier(self.embedding.detach())) * INT8 / 4096)
         observe("embedded", r, math.inf)
+        matrices = self._matrices()
         for i, block in enumerate(self.blocks):
-            r = block(r, pos, in_layer(observe, i))
+            r = block(r, pos, in_layer(observe, i), matrices[i])
         u = BitShiftNorm.apply(r, Round.apply(self.norm_f, 6, INT8), 8, self.config.norm_mantissa)
         observe("norm_f", u, INT8 / 32)
         return F.linear(u, embedding)

@@ -2,13 +2,15 @@
 
 `chunked_scan` is the state-space duality form of Mamba-2 (Dao & Gu 2024, arXiv:2405.21060, section 6): matrix products inside chunks, a short
 recurrence between them. It leaves out one thing that the integer model does, the rounding of the state at every step; `sequential_scan` is what it
-computes, written plainly, and what tests compare it with.
+computes, written plainly, and what tests compare it with. `dyadic_scan` is the integer model's whole scan around it.
 """
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
+
+from mamba_integer.nn.quant import INT16, RoundUnbounded
 
 
 def segments(reset: Tensor) -> Tensor:
@@ -59,3 +61,34 @@ def sequential_scan(x: Tensor, log_n: Tensor, b: Tensor, c: Tensor, seg: Tensor)
         h = h * (torch.exp(log_n[:, t]) * keep[:, None])[..., None, None] + x[:, t, :, :, None] * b[:, t, None, None, :]
         out.append((h * c[:, t, None, None, :]).sum(-1))
     return torch.stack(out, 1)
+
+
+def decay(dt: Tensor, rate: Tensor, base: Tensor, shift: Tensor, convex: bool) -> Tensor:
+    """m of the spec (section 7): dt [..., H] and base [H] on the Q8 grid, rate [H] on the Q4 grid, shift k [H] -> integers 1 … m_max as float [..., H]."""
+    scale = torch.exp2(shift.to(dt.dtype))
+    mod = (1.0 + dt + base).clamp(0.125, 4.0)
+    m: Tensor = RoundUnbounded.apply(mod * rate, 0, 1 << 24)
+    return m.clamp(min=1.0).minimum(torch.full_like(scale, 255.0) if convex else scale - 1.0)
+
+
+def dyadic_scan(
+    x: Tensor,
+    b: Tensor,
+    c: Tensor,
+    dt: Tensor,
+    rate: Tensor,
+    base: Tensor,
+    skip: Tensor,
+    shift: Tensor,
+    seg: Tensor,
+    convex: bool,
+) -> Tensor:
+    """The integer model's scan (section 7 of the spec), its output rounded but not its state.
+
+    x [B, T, E], b and c [B, T, N], dt [B, T, H], skip [H], seg [B, T]; rate, base and shift as in `decay` -> y [B, T, E] on the Q8 grid.
+    """
+    replaced = decay(dt, rate, base, shift, convex) * torch.exp2(-shift.to(dt.dtype))  # m / 2^k
+    heads = x.view(*dt.shape, -1)
+    y = chunked_scan(heads * replaced[..., None], torch.log1p(-replaced), b, c, seg)
+    out: Tensor = RoundUnbounded.apply(y + heads * skip[:, None], 8, INT16)
+    return out.flatten(2)
