@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
+import onnxruntime as ort
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -22,8 +25,6 @@ from mamba_integer.model_file import IntegerModel, write_model
 from mamba_integer.random_model import Stream, random_model
 from mamba_integer.reference import Reference
 
-onnx = pytest.importorskip("onnx")
-ort = pytest.importorskip("onnxruntime")
 BEYOND = (
     ort.capi.onnxruntime_pybind11_state.InvalidArgument,
     ort.capi.onnxruntime_pybind11_state.Fail,
@@ -139,7 +140,8 @@ def test_models_of_other_arithmetic_are_refused_by_name(field: dict[str, Any]) -
 
 
 def test_the_float_baseline_is_that_of_training() -> None:
-    torch = pytest.importorskip("torch")
+    import torch
+
     from mamba_integer.nn.model import FloatBlock, Positions
 
     config = report.config((16, 4, 5))
@@ -256,7 +258,6 @@ def tiny() -> IntegerModel:
 
 def test_a_proof_and_its_tampering(tmp_path: Path) -> None:
     """A whole model's step, really proven: the verdict is valid, and not for another output, check, circuit, proof or model."""
-    pytest.importorskip("ezkl")
     model = tiny()
     graph, about = of_tokens(model, [3], None, 10)
     statement = ezkl.export(graph, tmp_path, **about)
@@ -321,7 +322,7 @@ def test_a_proof_and_its_tampering(tmp_path: Path) -> None:
 
 def test_ezkl_lays_out_what_it_computes_with_large_constants_right(tmp_path: Path) -> None:
     """Through EZKL's importer: a constant beyond 2^24 put in plainly comes out rounded, and through the pool exact."""
-    tool = pytest.importorskip("ezkl")
+    tool = import_module("ezkl")
     large = (1 << 30) + 1
     graph = Graph(8)
     x = graph.input("x", np.array([3, -5]), -8, 8)
