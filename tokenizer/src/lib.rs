@@ -21,6 +21,8 @@
 #![deny(unsafe_code, unsafe_op_in_unsafe_fn)]
 #![warn(missing_docs)]
 
+#[allow(unsafe_code)]
+mod batch;
 mod bpe;
 pub mod byte_level;
 #[allow(unsafe_code)]
@@ -46,8 +48,8 @@ mod unicode;
 use std::fmt;
 use std::fs;
 use std::path::Path;
-use std::sync::atomic::{AtomicUsize, Ordering};
 
+use batch::Encoded;
 use bpe::{Pair, PairTable};
 use cache::{Encoder, Pool};
 use foreign::Numbering;
@@ -265,64 +267,27 @@ impl Tokenizer {
         policy: &[AllowSpecial],
         threads: usize,
     ) -> Result<(Vec<u32>, Vec<usize>), Error> {
-        /// Below this, a thread costs more than it saves.
+        /// Bytes below which a thread costs more than it saves.
         const WORTH: usize = 1 << 18;
         let size: usize = texts.iter().map(|text| text.as_ref().len()).sum();
-        let encode = |texts: &[T], size: usize| {
-            let (mut tokens, mut ends) = (Vec::with_capacity(size / 3 + 16), Vec::with_capacity(texts.len()));
-            self.pool.with(self.vocab_size(), |encoder| {
-                texts.iter().try_for_each(|text| {
-                    self.encode_with(encoder, text.as_ref(), policy, &mut tokens)?;
-                    ends.push(tokens.len());
-                    Ok(())
-                })
-            })?;
-            Ok((tokens, ends))
+        let encode = |encoder: &mut Encoder, texts: &[T], to: &mut Encoded| {
+            texts.iter().try_for_each(|text| {
+                self.encode_with(encoder, text.as_ref(), policy, &mut to.tokens)?;
+                to.ends.push(to.tokens.len());
+                Ok(())
+            })
         };
         let threads = threads.min(size / WORTH);
-        if threads < 2 {
-            return encode(texts, size);
-        }
-        // Parts of about the same size, some more than threads: who is done early takes another.
-        let part = size / (4 * threads) + 1;
-        let (mut parts, mut begin, mut length) = (Vec::new(), 0, 0);
-        for (at, text) in texts.iter().enumerate() {
-            length += text.as_ref().len();
-            if length >= part || at + 1 == texts.len() {
-                parts.push((&texts[begin..=at], length));
-                (begin, length) = (at + 1, 0);
-            }
-        }
-        let next = AtomicUsize::new(0);
-        let work = || {
-            let mut done = Vec::new();
-            loop {
-                let at = next.fetch_add(1, Ordering::Relaxed);
-                match parts.get(at) {
-                    Some(&(texts, size)) => done.push((at, encode(texts, size))),
-                    None => return done,
-                }
-            }
+        let all = if threads < 2 {
+            let mut all = Encoded::for_size(size, texts.len());
+            self.pool
+                .with(self.vocab_size(), |encoder| encode(encoder, texts, &mut all))?;
+            all
+        } else {
+            let with = |work: &mut dyn FnMut(&mut Encoder)| self.pool.with(self.vocab_size(), work);
+            batch::encode(texts, size, threads, with, encode)?
         };
-        let mut done: Vec<_> = std::thread::scope(|scope| {
-            let others: Vec<_> = (1..threads).map(|_| scope.spawn(work)).collect();
-            let mut done = work();
-            for other in others {
-                match other.join() {
-                    Ok(more) => done.extend(more),
-                    Err(panic) => std::panic::resume_unwind(panic),
-                }
-            }
-            done
-        });
-        done.sort_unstable_by_key(|&(at, _)| at);
-        let (mut tokens, mut ends) = (Vec::with_capacity(size / 3 + 16), Vec::with_capacity(texts.len()));
-        for (_, part) in done {
-            let (more, more_ends) = part?;
-            ends.extend(more_ends.iter().map(|end| tokens.len() + end));
-            tokens.extend_from_slice(&more);
-        }
-        Ok((tokens, ends))
+        Ok((all.tokens, all.ends))
     }
 
     fn encode_with(

@@ -320,6 +320,25 @@ fn a_batch_is_its_texts() {
             }
         }
     }
+    // Enough for several threads, with more tokens than room is made for at first, and texts of very different lengths.
+    let mut texts = vec![Vec::new(); 7];
+    for at in 0..120 {
+        texts.push((0..random.below(60_000)).map(|_| random.below(256) as u8).collect());
+        texts.push(b"a word, and another ".repeat(random.below(if at == 60 { 30_000 } else { 30 })));
+    }
+    let alone: Vec<_> = texts
+        .iter()
+        .map(|text| tokenizer.encode_bytes(text, AllowSpecial::Refuse).unwrap())
+        .collect();
+    for threads in [2, 3, 8] {
+        let (tokens, ends) = tokenizer.encode_batch(&texts, &policy, threads).unwrap();
+        assert!(tokens == alone.concat());
+        let mut from = 0;
+        for (tokens, &end) in alone.iter().zip(&ends) {
+            assert_eq!(tokens.len(), end - from);
+            from = end;
+        }
+    }
     let mut texts = vec!["word ".repeat(1000); 500];
     texts[300] += "<|endoftext|>";
     texts[100] += "y<|endoftext|>";
