@@ -63,7 +63,9 @@ def interrupt_at(step: int) -> object:
     return report
 
 
-def test_a_resumed_run_equals_an_uninterrupted_one(files: pretrain.TrainConfig, tmp_path: Path) -> None:
+@pytest.mark.parametrize("muon", [0.0, 2e-2])
+def test_a_resumed_run_equals_an_uninterrupted_one(files: pretrain.TrainConfig, tmp_path: Path, muon: float) -> None:
+    files = dataclasses.replace(files, muon=muon)
     whole = pretrain.train(CONFIG, files, tmp_path / "whole", quiet)
     stopped = pretrain.train(CONFIG, files, tmp_path / "parts", interrupt_at(6))  # type: ignore[arg-type]
     assert stopped == {"complete": False, "step": 6}
@@ -72,16 +74,23 @@ def test_a_resumed_run_equals_an_uninterrupted_one(files: pretrain.TrainConfig, 
     b, _ = load_checkpoint(tmp_path / "parts" / CHECKPOINT)
     assert a.keys() == b.keys()
     assert all(torch.equal(a[k], b[k]) for k in a)
-    assert any(k.startswith("optimizer.exp_avg.") for k in a)
+    by_adamw, by_muon = (
+        {k.split(".", 2)[2] for k in a if k.startswith(f"optimizer.{kind}.")} for kind in ("exp_avg", "momentum_buffer")
+    )
+    matrices = {f"blocks.{i}.{name}" for i in range(CONFIG.n_layers) for name in ("in_proj", "out_proj")}
+    assert by_muon == (matrices if muon else set())
+    assert by_adamw == {name for name, _ in build_model(CONFIG).named_parameters()} - by_muon
     assert whole["nats_per_token"] == resumed["nats_per_token"]
     steps = [json.loads(line)["step"] for line in (tmp_path / "parts" / "metrics.jsonl").read_text().splitlines()]
     assert steps == sorted(steps)
     assert list((tmp_path / "parts").glob("events.*")), "TensorBoard events"
+    with pytest.raises(CheckpointError, match="a run of another optimiser"):
+        pretrain.train(CONFIG, dataclasses.replace(files, muon=2e-2 - muon), tmp_path / "parts", quiet)
 
 
-@pytest.mark.parametrize("arithmetic", ["integer", "float"])
-def test_training_learns(files: pretrain.TrainConfig, tmp_path: Path, arithmetic: str) -> None:
-    t = dataclasses.replace(files, arithmetic=arithmetic, tokens=60 * 2 * 32, lr=1e-2)
+@pytest.mark.parametrize(("arithmetic", "muon"), [("integer", 0.0), ("integer", 2e-2), ("float", 0.0)])
+def test_training_learns(files: pretrain.TrainConfig, tmp_path: Path, arithmetic: str, muon: float) -> None:
+    t = dataclasses.replace(files, arithmetic=arithmetic, tokens=60 * 2 * 32, lr=1e-2, muon=muon)
     summary = pretrain.train(CONFIG, t, tmp_path / "run", quiet)
     assert summary["nats_per_token"] < 2.5, "untrained: ln 280 = 5.6"
 
@@ -306,6 +315,10 @@ def test_rates_and_vectors_have_learning_rates_of_their_own(files: pretrain.Trai
         kind = name.rpartition(".")[2]
         assert scales[id(p)] == (0.25 if kind in ("log_a", "base") else 0.5 if p.ndim == 1 else 1.0), name
         assert (decays[id(p)] > 0) == (p.ndim > 1), name
+    with_muon = loop.make_optimizer(model, dataclasses.replace(files, lr=1e-2, muon=3e-2))
+    scales = {id(p): group["lr_scale"] for group in with_muon.param_groups for p in group["params"]}
+    for name, p in model.named_parameters():
+        assert scales[id(p)] == pytest.approx(3.0 if name.endswith("_proj") else 1.0), name
 
 
 def test_a_learning_rate_of_zero_holds_the_decay_rates(files: pretrain.TrainConfig, tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -21,7 +21,14 @@ VERSION = "1"
 CHECKPOINT = "checkpoint.safetensors"  # in the directory of a run
 
 
-def save_checkpoint(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, meta: dict[str, Any]) -> None:
+class HasState(Protocol):
+    """Of an optimiser: what it keeps for each parameter."""
+
+    @property
+    def state(self) -> Any: ...
+
+
+def save_checkpoint(path: Path, model: nn.Module, optimizer: HasState, meta: dict[str, Any]) -> None:
     """`meta` must survive JSON. Raises CheckpointError if the file cannot be written (the last good one stays in place)."""
     tensors: dict[str, Tensor] = {f"model.{k}": v.detach().cpu().contiguous() for k, v in model.state_dict().items()}
     names = {id(p): name for name, p in model.named_parameters()}
@@ -54,7 +61,7 @@ def load_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         raise CheckpointError(f"the checkpoint {path} is damaged: {e}") from e
 
 
-def restore(tensors: dict[str, Tensor], model: nn.Module, optimizer: torch.optim.Optimizer | None = None) -> None:
+def restore(tensors: dict[str, Tensor], model: nn.Module, optimizer: HasState | None = None) -> None:
     """Puts a checkpoint's tensors into model and optimiser. Raises CheckpointError if they do not fit."""
     try:
         model.load_state_dict({k.removeprefix("model."): v for k, v in tensors.items() if k.startswith("model.")})

@@ -53,6 +53,7 @@ class LoopConfig:
     lr: float = 4e-3
     lr_decay_rates: float = 1.0
     lr_vectors: float = 1.0
+    muon: float = 0.0
     warmup: int = 100  # steps
     int8_until: float = 0.0  # share of the run
     decay: float = 0.4  # share of the run over which the learning rate falls to 0
@@ -82,7 +83,7 @@ class LoopConfig:
 
 
 _LEAST = {
-    "tokens": 1, "batch": 1, "micro_batch": 0, "lr_decay_rates": 0, "lr_vectors": 0, "warmup": 0, "weight_decay": 0, "seed": 0, "valid_every": 1,
+    "tokens": 1, "batch": 1, "micro_batch": 0, "lr_decay_rates": 0, "lr_vectors": 0, "muon": 0, "warmup": 0, "weight_decay": 0, "seed": 0, "valid_every": 1,
     "valid_documents": 1, "log_every": 1, "inspect_every": 0, "save_every": 0, "threads": 0,
 }  # fmt: skip
 
@@ -94,6 +95,7 @@ OPTIONS = {
     "lr": "learning rate of the plateau",
     "lr_decay_rates": "times that, for the decay rates of the heads (log_a and base)",
     "lr_vectors": "times that, for the other vectors (norm scales, biases, skips)",
+    "muon": "learning rate of the plateau for in_proj and out_proj, by Muon in place of AdamW; 0: AdamW for them too",
     "warmup": "steps until the plateau",
     "int8_until": "share of the run in which weights that are to be ternary are still int8",
     "decay": "share of the run over which the learning rate falls to 0",
@@ -175,21 +177,42 @@ def learning_rate(t: LoopConfig, step: int, steps: int) -> float:
     return t.lr * min(1.0, (step + 1) / max(1, t.warmup), falling)
 
 
-def make_optimizer(model: nn.Module, t: LoopConfig) -> torch.optim.AdamW:
-    """AdamW; matrices decay, vectors (norm scales, biases, decay rates) do not. `lr_scale` of a group multiplies the learning rate of every step."""
+class Optimizer:
+    """Optimisers of disjoint parameters as one."""
+
+    def __init__(self, first: torch.optim.Optimizer, *more: torch.optim.Optimizer) -> None:
+        self._all = (first, *more)
+        self.state = first.state
+        for other in more:
+            other.state = self.state
+        self.param_groups = [group for one in self._all for group in one.param_groups]
+
+    def step(self) -> None:
+        for one in self._all:
+            one.step()
+
+
+def make_optimizer(model: nn.Module, t: LoopConfig) -> Optimizer:
+    """AdamW, and if asked for Muon (Jordan et al. 2024, https://kellerjordan.github.io/posts/muon) for the matrices of the layers.
+
+    Matrices decay, vectors (norm scales, biases, decay rates) do not. `lr_scale` of a group multiplies the learning rate of every step. Muon's updates are
+    made as large as AdamW's usually are (Liu et al. 2025, arXiv:2502.16982).
+    """
     named = list(model.named_parameters())
     rates = [p for name, p in named if name.endswith((".log_a", ".base"))]
-    known = {id(p) for p in rates}
+    matrices = [p for name, p in named if t.muon and name.endswith((".in_proj", ".out_proj"))]
+    known = {id(p) for p in (*rates, *matrices)}
+    rest = [p for _, p in named if id(p) not in known]
     groups = [
-        {"params": [p for _, p in named if p.ndim > 1], "weight_decay": t.weight_decay, "lr_scale": 1.0},
+        {"params": [p for p in rest if p.ndim > 1], "weight_decay": t.weight_decay, "lr_scale": 1.0},
         {"params": rates, "weight_decay": 0.0, "lr_scale": t.lr_decay_rates},
-        {
-            "params": [p for _, p in named if p.ndim <= 1 and id(p) not in known],
-            "weight_decay": 0.0,
-            "lr_scale": t.lr_vectors,
-        },
+        {"params": [p for p in rest if p.ndim <= 1], "weight_decay": 0.0, "lr_scale": t.lr_vectors},
     ]
-    return torch.optim.AdamW(groups, lr=t.lr, betas=(0.9, 0.98), eps=1e-9, fused=True)
+    adamw = torch.optim.AdamW(groups, lr=t.lr, betas=(0.9, 0.98), eps=1e-9, fused=True)
+    if not matrices:
+        return Optimizer(adamw)
+    orthogonal = {"params": matrices, "weight_decay": t.weight_decay, "lr_scale": t.muon / t.lr}
+    return Optimizer(adamw, torch.optim.Muon([orthogonal], lr=t.muon, adjust_lr_fn="match_rms_adamw"))
 
 
 def loss_sum(
@@ -287,10 +310,15 @@ class Run:
 
     def _resume(self) -> None:
         tensors, meta = load_checkpoint(self.folder / CHECKPOINT)
-        same = meta["model"] == self.asked["model"] and meta["train"]["arithmetic"] == self.t.arithmetic
-        if not same or meta.get("task", {"verb": "train"}) != self.task.kind:
-            what = "task" if same else "model"
-            raise CheckpointError(f"{self.folder} holds a run of another {what}; give another --run directory")
+        before = meta["train"]
+        same = {
+            "model": meta["model"] == self.asked["model"] and before["arithmetic"] == self.t.arithmetic,
+            "task": meta.get("task", {"verb": "train"}) == self.task.kind,
+            "optimiser": (before.get("muon", 0.0) > 0) == (self.t.muon > 0),
+        }
+        for what, is_same in same.items():
+            if not is_same:
+                raise CheckpointError(f"{self.folder} holds a run of another {what}; give another --run directory")
         restore(tensors, self.model, self.optimizer)
         self.step, self.seconds = meta["step"], meta["seconds"]
         self.report(f"resuming {self.folder} at step {self.step:,} of {self.steps:,}")
