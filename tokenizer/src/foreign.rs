@@ -13,7 +13,7 @@ use std::collections::HashMap;
 use crate::quick::Quick;
 
 use crate::bpe::{Merger, PairTable};
-use crate::cache::Pool;
+use crate::cache::{Pool, Words};
 use crate::special::Specials;
 use crate::{Error, Tokenizer, END_OF_TEXT, MAX_MERGES, MAX_TOKEN_BYTES};
 
@@ -22,6 +22,8 @@ use crate::{Error, Tokenizer, END_OF_TEXT, MAX_MERGES, MAX_TOKEN_BYTES};
 pub(crate) struct Numbering {
     /// Ids, by rank.
     pub(crate) ids: Vec<u32>,
+    /// All ranks from here on are ids: in most vocabularies only bytes are numbered otherwise, and for these the processor need not wait for memory.
+    plain: usize,
     /// Ranks by id; [`Numbering::NO_TOKEN`] where there is none.
     pub(crate) ranks: Vec<u32>,
     /// The merges: left, right and resulting id, in the order in which they apply.
@@ -30,6 +32,11 @@ pub(crate) struct Numbering {
 
 impl Numbering {
     pub(crate) const NO_TOKEN: u32 = u32::MAX;
+
+    /// The ids of those ranks that are not all ids themselves.
+    pub(crate) fn other_ids(&self) -> &[u32] {
+        &self.ids[..self.plain]
+    }
 }
 
 /// The largest id of a vocabulary.
@@ -100,12 +107,14 @@ impl Tokenizer {
         let mut table = PairTable::with_capacity(longer.len());
         let (mut merger, mut parts) = (Merger::default(), Vec::new());
         let mut pairs = Vec::with_capacity(longer.len());
+        let mut words = Words::default();
         for (rank, (token, _)) in (256..).zip(&longer) {
             parts.clear();
             merger.encode(&table, token, &mut parts);
             if let [left, right] = parts[..] {
                 table.insert((left, right), rank);
                 pairs.push([left, right, rank]);
+                words.add(rank, token, || true);
                 continue;
             }
             for at in 1..token.len() {
@@ -121,7 +130,7 @@ impl Tokenizer {
             .copied()
             .chain(longer.iter().map(|(_, id)| *id))
             .collect();
-        Tokenizer::assemble(table, all(), ids, &pairs, special)
+        Tokenizer::assemble(table, words, all(), ids, &pairs, special)
     }
 
     /// A tokenizer with an ordered list of merges, each of two tokens to the one whose bytes are theirs, as Hugging Face's files have.
@@ -176,12 +185,14 @@ impl Tokenizer {
         }
         let by_id: HashMap<u32, &Vec<u8>, Quick> = tokens.iter().map(|(token, id)| (*id, token)).collect();
         let all: Vec<&Vec<u8>> = ids.iter().map(|id| by_id[id]).collect();
-        Tokenizer::assemble(table, all, ids, &pairs, special)
+        let words = Words::of(&table, all.iter().map(|token| token.as_slice()));
+        Tokenizer::assemble(table, words, all, ids, &pairs, special)
     }
 
     /// From tokens by rank, and merges in ranks.
     fn assemble<'a>(
         table: PairTable,
+        words: Words,
         tokens: impl IntoIterator<Item = &'a Vec<u8>>,
         ids: Vec<u32>,
         pairs: &[[u32; 3]],
@@ -198,6 +209,7 @@ impl Tokenizer {
         let mut tokenizer = Tokenizer {
             merges: Vec::new(),
             table,
+            words,
             bytes,
             starts,
             special: Specials::new(special.to_vec()),
@@ -213,6 +225,7 @@ impl Tokenizer {
             && *special == [end];
         if own {
             tokenizer.merges = pairs.iter().map(|&[left, right, _]| (left, right)).collect();
+            tokenizer.pool.add(tokenizer.encoder());
             return Ok(tokenizer);
         }
         let mut ranks = vec![Numbering::NO_TOKEN; ids.iter().max().map_or(0, |&last| last as usize + 1)];
@@ -220,7 +233,17 @@ impl Tokenizer {
             ranks[id as usize] = rank;
         }
         let merges = pairs.iter().map(|&pair| pair.map(|rank| ids[rank as usize])).collect();
-        tokenizer.numbering = Some(Box::new(Numbering { ids, ranks, merges }));
+        let plain = (0..).zip(&ids).fold(
+            0,
+            |plain, (rank, &id)| if rank == id { plain } else { rank as usize + 1 },
+        );
+        tokenizer.numbering = Some(Box::new(Numbering {
+            ids,
+            plain,
+            ranks,
+            merges,
+        }));
+        tokenizer.pool.add(tokenizer.encoder());
         Ok(tokenizer)
     }
 
