@@ -169,7 +169,8 @@ impl Merger {
 
 /// Merges a chunk of at most N bytes, N being at most 64. A token lives at the position of its first byte.
 ///
-/// All that waits is looked at before each merge: for so few a vector instruction or two.
+/// All that waits is looked at before each merge and written anew after it: for so few a vector instruction or two, which would have to wait for single
+/// values written before them.
 fn merge_short<const N: usize>(table: &PairTable, chunk: &[u8], out: &mut Vec<u32>) {
     const AT: u32 = 6;
     let mut tokens = [0; N];
