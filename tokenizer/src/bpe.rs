@@ -27,12 +27,18 @@ pub(crate) struct PairTable {
     used: usize,
     multiplier: u64,
     shift: u32,
-    /// What pairs of bytes become, which is asked for most: left byte first. [`NONE`] if they do not.
-    bytes: Box<[u32]>,
+    /// What pairs of early tokens become, which is asked for most: left token first. [`NONE`] if they do not.
+    early: Box<[u32]>,
+    /// For each slot [`MARKS`](Self::MARKS) bits, by the bits of the hash below those that say the slot: whether there is such a pair. It answers most
+    /// questions for pairs that there are not, and is small.
+    marks: Box<[u64]>,
 }
 
 impl PairTable {
     const EMPTY: u64 = u64::MAX;
+    /// Tokens below this, the bytes and the first merges, are early.
+    const EARLY: u32 = 512;
+    const MARKS: usize = 4;
 
     /// An empty table with room for `capacity` pairs before it has to grow.
     pub(crate) fn with_capacity(capacity: usize) -> PairTable {
@@ -43,7 +49,8 @@ impl PairTable {
             used: 0,
             multiplier: RandomState::new().hash_one(bits) | 1,
             shift: u64::BITS - bits,
-            bytes: vec![NONE; 1 << 16].into_boxed_slice(),
+            early: vec![NONE; (Self::EARLY * Self::EARLY) as usize].into_boxed_slice(),
+            marks: vec![0; (Self::MARKS << bits) / 64].into_boxed_slice(),
         }
     }
 
@@ -54,23 +61,20 @@ impl PairTable {
             for &slot in full.slots.iter().filter(|&&slot| slot != Self::EMPTY) {
                 self.put(slot);
             }
-            self.bytes = full.bytes;
+            self.early = full.early;
         }
         let new = self.put(Self::key(left, right) << ID_BITS | u64::from(token));
-        if let (true, Ok(left), Ok(right)) = (new, u8::try_from(left), u8::try_from(right)) {
-            self.bytes[usize::from(left) << 8 | usize::from(right)] = token;
+        if new && (left | right) < Self::EARLY {
+            self.early[(left * Self::EARLY + right) as usize] = token;
         }
         new
     }
 
-    /// What two bytes become, or [`NONE`].
-    #[inline]
-    fn get_bytes(&self, left: u8, right: u8) -> u32 {
-        self.bytes[usize::from(left) << 8 | usize::from(right)]
-    }
-
     fn put(&mut self, entry: u64) -> bool {
-        let slot = self.find(entry >> ID_BITS);
+        let key = entry >> ID_BITS;
+        let slot = self.find(key);
+        let (word, bit) = self.mark(key);
+        self.marks[word] |= bit;
         let free = self.slots[slot] == Self::EMPTY;
         if free {
             self.slots[slot] = entry;
@@ -82,7 +86,15 @@ impl PairTable {
     /// The token that the pair becomes, or [`NONE`].
     #[inline]
     fn get(&self, left: u32, right: u32) -> u32 {
-        match self.slots[self.find(Self::key(left, right))] {
+        if (left | right) < Self::EARLY {
+            return self.early[(left * Self::EARLY + right) as usize];
+        }
+        let key = Self::key(left, right);
+        let (word, bit) = self.mark(key);
+        if self.marks[word] & bit == 0 {
+            return NONE;
+        }
+        match self.slots[self.find(key)] {
             Self::EMPTY => NONE,
             found => found as u32 & ((1 << ID_BITS) - 1),
         }
@@ -91,6 +103,12 @@ impl PairTable {
     #[inline]
     fn key(left: u32, right: u32) -> u64 {
         u64::from(left) << ID_BITS | u64::from(right)
+    }
+
+    #[inline]
+    fn mark(&self, key: u64) -> (usize, u64) {
+        let mark = key.wrapping_mul(self.multiplier) >> (self.shift - Self::MARKS.trailing_zeros());
+        (mark as usize / 64, 1 << (mark % 64))
     }
 
     /// The slot of a pair, or the free one where it would be.
@@ -151,52 +169,56 @@ impl Merger {
 
 /// Merges a chunk of at most N bytes, N being at most 64. A token lives at the position of its first byte.
 ///
-/// All that waits is looked at before each merge: for so few a vector instruction or two.
+/// All that waits is looked at before each merge and written anew after it: for so few a vector instruction or two, which would have to wait for single
+/// values written before them.
 fn merge_short<const N: usize>(table: &PairTable, chunk: &[u8], out: &mut Vec<u32>) {
     const AT: u32 = 6;
-    let length = chunk.len();
     let mut tokens = [0; N];
     // What the token here and the next one become, and the position, so that the least is the lowest and of several the leftmost.
     let mut waiting = [NONE; N];
-    let (mut before, mut after) = ([0u8; N], [0u8; N]);
     let waiting_for = |token: u32, at: usize| match token {
         NONE => NONE,
         token => token << AT | at as u32,
     };
     let offer = |left: u32, right: u32, at: usize| waiting_for(table.get(left, right), at);
-    for (at, &byte) in chunk.iter().enumerate() {
-        tokens[at] = u32::from(byte);
-        before[at] = (at as u8).wrapping_sub(1);
-        after[at] = at as u8 + 1;
+    for (token, &byte) in tokens.iter_mut().zip(chunk) {
+        *token = u32::from(byte);
     }
     for (at, pair) in chunk.windows(2).enumerate() {
-        waiting[at] = waiting_for(table.get_bytes(pair[0], pair[1]), at);
+        waiting[at] = offer(u32::from(pair[0]), u32::from(pair[1]), at);
     }
+    // Bit i: a token lives at i.
+    let mut alive = u64::MAX >> (64 - chunk.len());
     loop {
         let least = waiting.iter().fold(NONE, |least, &other| least.min(other));
         if least == NONE {
             break;
         }
         let (at, token) = (least as usize % (1 << AT), least >> AT);
-        let dead = after[at] as usize;
-        let next = after[dead] as usize;
-        tokens[at] = token;
-        after[at] = next as u8;
-        waiting[dead] = NONE;
-        waiting[at] = NONE;
-        if next < length {
-            before[next] = at as u8;
-            waiting[at] = offer(token, tokens[next], at);
+        let after = alive & (u64::MAX - 1) << at;
+        let (dead, after) = (after.trailing_zeros() as usize, after & after.wrapping_sub(1));
+        alive &= !(1 << dead);
+        tokens[at % N] = token;
+        let (mut here, mut before, mut previous) = (NONE, NONE, at);
+        if after != 0 {
+            let next = after.trailing_zeros() as usize;
+            here = offer(token, tokens[next % N], at);
         }
         if at > 0 {
-            let previous = before[at] as usize;
-            waiting[previous] = offer(tokens[previous], token, previous);
+            previous = (alive & ((1 << at) - 1)).ilog2() as usize;
+            before = offer(tokens[previous % N], token, previous);
+        }
+        let (at, dead, previous) = (at as u32, dead as u32, previous as u32);
+        for place in 0..N as u32 {
+            let waits = waiting[place as usize];
+            let changed = if place == previous { before } else { waits };
+            let changed = if place == dead { NONE } else { changed };
+            waiting[place as usize] = if place == at { here } else { changed };
         }
     }
-    let mut at = 0;
-    while at < length {
-        out.push(tokens[at]);
-        at = after[at] as usize;
+    while alive != 0 {
+        out.push(tokens[alive.trailing_zeros() as usize % N]);
+        alive &= alive - 1;
     }
 }
 

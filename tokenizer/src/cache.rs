@@ -151,15 +151,22 @@ impl<T: Tokens> Short<T> {
         tokens: T::FREE,
     };
 
-    fn new() -> Self {
+    /// With words that are tokens, and room for as many others.
+    fn new<'a>(words: impl ExactSizeIterator<Item = (&'a [u8], u32)>) -> Self {
         let random = RandomState::new();
-        Short {
-            slots: vec![Self::FREE; 1 << Self::LEAST_BITS].into_boxed_slice(),
-            shift: u64::BITS - Self::LEAST_BITS,
+        let slots = (2 * Self::SPARE * words.len()).next_power_of_two();
+        let bits = slots.trailing_zeros().clamp(Self::LEAST_BITS, Self::MOST_BITS);
+        let mut short = Short {
+            slots: vec![Self::FREE; 1 << bits].into_boxed_slice(),
+            shift: u64::BITS - bits,
             used: 0,
             multipliers: [random.hash_one(0) | 1, random.hash_one(1) | 1],
             more: Vec::new(),
+        };
+        for (word, token) in words {
+            short.insert(key_of(word, word.len()), &[token]);
         }
+        short
     }
 
     /// The slot where a key should be.
@@ -329,11 +336,49 @@ impl Long {
     }
 }
 
-/// What makes tokens of chunks: the merges, and the ids of what they make, if these are not its numbers.
+/// What makes tokens of chunks: the merges, and the ids of what they make, where these are not its numbers.
 #[derive(Clone, Copy)]
 struct Merges<'a> {
     table: &'a PairTable,
     ids: Option<&'a [u32]>,
+}
+
+/// Tokens that their own bytes become, by rank. With many tokens a third of the different words of a book are such, so that an encoder begins with them.
+///
+/// Not all tokens are: other merges can take a token's bytes first.
+#[derive(Clone, Default)]
+pub(crate) struct Words(Vec<u32>);
+
+impl Words {
+    /// They fill a sixth of 8 MB.
+    const MOST: usize = (1 << 18) / 6;
+
+    /// Of all tokens, by rank, those that `table` makes of their bytes.
+    pub(crate) fn of<'a>(table: &PairTable, tokens: impl IntoIterator<Item = &'a [u8]>) -> Words {
+        let mut words = Words::default();
+        let (mut merger, mut made) = (Merger::default(), Vec::new());
+        for (rank, token) in (0..).zip(tokens) {
+            words.add(rank, token, || {
+                made.clear();
+                merger.encode(table, token, &mut made);
+                made == [rank]
+            });
+        }
+        words
+    }
+
+    /// Adds the next token, if it is one that its bytes become, there is room, and it has a key that no other chunk has.
+    pub(crate) fn add(&mut self, rank: u32, token: &[u8], whole: impl FnOnce() -> bool) {
+        let sole = (2..=WORD).contains(&token.len()) && token.last() != Some(&0xFF);
+        if self.0.len() < Self::MOST && sole && whole() {
+            self.0.push(rank);
+        }
+    }
+
+    /// The ranks.
+    pub(crate) fn ranks(&self) -> &[u32] {
+        &self.0
+    }
 }
 
 /// Encodes text after text, always with the same merges.
@@ -368,19 +413,19 @@ impl Rest {
         self.merger.encode(merges.table, chunk, &mut self.merged);
         if let Some(ids) = merges.ids {
             for token in &mut self.merged {
-                *token = ids[*token as usize];
+                *token = *ids.get(*token as usize).unwrap_or(token);
             }
         }
     }
 }
 
 impl Encoder {
-    /// Of tokens below `limit`.
-    pub(crate) fn new(limit: usize) -> Encoder {
+    /// Of tokens below `limit`, with what these words become: as many as [`Words`] gives.
+    pub(crate) fn new<'a>(limit: usize, words: impl ExactSizeIterator<Item = (&'a [u8], u32)>) -> Encoder {
         Encoder {
             short: match limit <= 1 << 16 {
-                true => Kind::Narrow(Short::new()),
-                false => Kind::Wide(Short::new()),
+                true => Kind::Narrow(Short::new(words)),
+                false => Kind::Wide(Short::new(words)),
             },
             rest: Rest {
                 long: Long::new(),
@@ -590,12 +635,17 @@ pub(crate) struct Pool(Mutex<Vec<Encoder>>);
 
 impl Pool {
     /// Lends an encoder.
-    pub(crate) fn with<T>(&self, limit: usize, work: impl FnOnce(&mut Encoder) -> T) -> T {
+    pub(crate) fn with<T>(&self, new: impl FnOnce() -> Encoder, work: impl FnOnce(&mut Encoder) -> T) -> T {
         // An encoder whose work panics is not given back, so none is ever found half-changed.
         let lent = self.0.lock().unwrap_or_else(PoisonError::into_inner).pop();
-        let mut encoder = lent.unwrap_or_else(|| Encoder::new(limit));
+        let mut encoder = lent.unwrap_or_else(new);
         let done = work(&mut encoder);
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).push(encoder);
+        self.add(encoder);
         done
+    }
+
+    /// Adds an encoder.
+    pub(crate) fn add(&self, encoder: Encoder) {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).push(encoder);
     }
 }

@@ -13,7 +13,7 @@ use std::collections::HashMap;
 use crate::quick::Quick;
 
 use crate::bpe::{Merger, PairTable};
-use crate::cache::Pool;
+use crate::cache::{Pool, Words};
 use crate::special::Specials;
 use crate::{Error, Tokenizer, END_OF_TEXT, MAX_MERGES, MAX_TOKEN_BYTES};
 
@@ -22,6 +22,8 @@ use crate::{Error, Tokenizer, END_OF_TEXT, MAX_MERGES, MAX_TOKEN_BYTES};
 pub(crate) struct Numbering {
     /// Ids, by rank.
     pub(crate) ids: Vec<u32>,
+    /// All ranks from here on are ids: in most vocabularies only bytes are numbered otherwise, and for these the processor need not wait for memory.
+    plain: usize,
     /// Ranks by id; [`Numbering::NO_TOKEN`] where there is none.
     pub(crate) ranks: Vec<u32>,
     /// The merges: left, right and resulting id, in the order in which they apply.
@@ -30,6 +32,11 @@ pub(crate) struct Numbering {
 
 impl Numbering {
     pub(crate) const NO_TOKEN: u32 = u32::MAX;
+
+    /// The ids of those ranks that are not all ids themselves.
+    pub(crate) fn other_ids(&self) -> &[u32] {
+        &self.ids[..self.plain]
+    }
 }
 
 /// The largest id of a vocabulary.
@@ -39,18 +46,18 @@ fn refuse<T>(cause: impl Into<String>) -> Result<T, Error> {
     Err(Error::Vocabulary(cause.into()))
 }
 
-/// Tokens with their ids: all different, bytes and ids.
-struct Tokens<'a> {
-    ids: HashMap<&'a [u8], u32, Quick>,
+/// Where tokens stand in a list: all different, bytes and ids.
+struct Places<'a> {
+    tokens: HashMap<&'a [u8], u32, Quick>,
     bytes: [u32; 256],
 }
 
-impl<'a> Tokens<'a> {
-    fn new(tokens: &'a [(Vec<u8>, u32)], special: &[(String, u32)]) -> Result<Tokens<'a>, Error> {
+impl<'a> Places<'a> {
+    fn new(tokens: &'a [(Vec<u8>, u32)], special: &[(String, u32)]) -> Result<Places<'a>, Error> {
         if tokens.len() > MAX_MERGES + 256 {
             return refuse(format!("more than {} tokens", MAX_MERGES + 256));
         }
-        let mut ids = HashMap::with_capacity_and_hasher(tokens.len(), Quick::new());
+        let mut places = HashMap::with_capacity_and_hasher(tokens.len(), Quick::new());
         let of_tokens = tokens.iter().map(|&(_, id)| id);
         let numbers = || of_tokens.clone().chain(special.iter().map(|&(_, id)| id));
         if let Some(id) = numbers().find(|&id| id > MAX_ID) {
@@ -62,25 +69,30 @@ impl<'a> Tokens<'a> {
                 return refuse(format!("two tokens have the id {id}"));
             }
         }
-        for (token, id) in tokens {
+        for (place, (token, id)) in (0..).zip(tokens) {
             if token.is_empty() || token.len() > MAX_TOKEN_BYTES {
                 return refuse(format!(
                     "token {id} has {} bytes, not 1 to {MAX_TOKEN_BYTES}",
                     token.len()
                 ));
             }
-            if let Some(other) = ids.insert(token.as_slice(), *id) {
+            if let Some(other) = places.insert(token.as_slice(), place) {
+                let other = tokens[other as usize].1;
                 return refuse(format!("the tokens {other} and {id} have the same bytes"));
             }
         }
         let mut bytes = [0; 256];
-        for (byte, id) in (0..=255u8).zip(&mut bytes) {
-            match ids.get([byte].as_slice()) {
-                Some(&found) => *id = found,
+        for (byte, place) in (0..=255u8).zip(&mut bytes) {
+            match places.get([byte].as_slice()) {
+                Some(&found) => *place = found,
                 None => return refuse(format!("the byte {byte} is no token")),
             }
         }
-        Ok(Tokens { ids, bytes })
+        Ok(Places { tokens: places, bytes })
+    }
+
+    fn find(&self, token: &[u8]) -> Option<u32> {
+        self.tokens.get(token).copied()
     }
 }
 
@@ -89,39 +101,42 @@ impl Tokenizer {
     ///
     /// `tokens` are bytes and ids, among them all single bytes. `special` are the names and ids of special tokens. The split is this crate's.
     pub fn from_ranks(tokens: &[(Vec<u8>, u32)], special: &[(String, u32)]) -> Result<Tokenizer, Error> {
-        let known = Tokens::new(tokens, special)?;
-        let mut longer: Vec<&(Vec<u8>, u32)> = tokens.iter().filter(|(token, _)| token.len() > 1).collect();
-        longer.sort_unstable_by_key(|(_, id)| *id);
-
-        let single: Vec<Vec<u8>> = (0..=255).map(|byte| vec![byte]).collect();
-        let all = || single.iter().chain(longer.iter().map(|(token, _)| token));
-        let ranks: HashMap<&[u8], u32, Quick> = all().map(Vec::as_slice).zip(0..).collect();
+        let known = Places::new(tokens, special)?;
+        let of = |place: u32| &tokens[place as usize];
+        let mut longer: Vec<u32> = (0..tokens.len() as u32)
+            .filter(|&place| of(place).0.len() > 1)
+            .collect();
+        longer.sort_unstable_by_key(|&place| of(place).1);
+        let by_rank = || known.bytes.iter().chain(&longer).map(|&place| of(place));
+        let mut ranks = vec![0; tokens.len()];
+        for (rank, &place) in (0..).zip(known.bytes.iter().chain(&longer)) {
+            ranks[place as usize] = rank;
+        }
 
         let mut table = PairTable::with_capacity(longer.len());
         let (mut merger, mut parts) = (Merger::default(), Vec::new());
         let mut pairs = Vec::with_capacity(longer.len());
-        for (rank, (token, _)) in (256..).zip(&longer) {
+        let mut words = Words::default();
+        for (rank, &place) in (256..).zip(&longer) {
+            let token = &of(place).0;
             parts.clear();
             merger.encode(&table, token, &mut parts);
             if let [left, right] = parts[..] {
                 table.insert((left, right), rank);
                 pairs.push([left, right, rank]);
+                words.add(rank, token, || true);
                 continue;
             }
             for at in 1..token.len() {
-                if let (Some(&left), Some(&right)) = (ranks.get(&token[..at]), ranks.get(&token[at..])) {
+                if let (Some(left), Some(right)) = (known.find(&token[..at]), known.find(&token[at..])) {
+                    let (left, right) = (ranks[left as usize], ranks[right as usize]);
                     table.insert((left, right), rank);
                     pairs.push([left, right, rank]);
                 }
             }
         }
-        let ids = known
-            .bytes
-            .iter()
-            .copied()
-            .chain(longer.iter().map(|(_, id)| *id))
-            .collect();
-        Tokenizer::assemble(table, all(), ids, &pairs, special)
+        let ids = by_rank().map(|(_, id)| *id).collect();
+        Tokenizer::assemble(table, words, by_rank().map(|(token, _)| token), ids, &pairs, special)
     }
 
     /// A tokenizer with an ordered list of merges, each of two tokens to the one whose bytes are theirs, as Hugging Face's files have.
@@ -133,55 +148,70 @@ impl Tokenizer {
         merges: &[(Vec<u8>, Vec<u8>)],
         special: &[(String, u32)],
     ) -> Result<Tokenizer, Error> {
-        let known = Tokens::new(tokens, special)?;
+        let known = Places::new(tokens, special)?;
         if merges.len() > 16 * MAX_MERGES {
             return refuse("too many merges");
         }
         // Ranks are given by the first merge to a token; after these come tokens that nothing makes.
-        let mut ranks: HashMap<u32, u32, Quick> = known.bytes.iter().copied().zip(0..).collect();
-        let mut ids = known.bytes.to_vec();
+        const NO_RANK: u32 = u32::MAX;
+        let mut ranks = vec![NO_RANK; tokens.len()];
+        let mut by_rank = known.bytes.to_vec();
+        for (rank, &place) in (0..).zip(&by_rank) {
+            ranks[place as usize] = rank;
+        }
         let mut made = Vec::with_capacity(merges.len());
         let mut token = Vec::new();
         for (number, (left, right)) in merges.iter().enumerate() {
             token.clear();
             token.extend_from_slice(left);
             token.extend_from_slice(right);
-            let find = |bytes: &[u8]| known.ids.get(bytes).copied();
-            let (Some(left), Some(right), Some(id)) = (find(left), find(right), find(&token)) else {
+            // Most files list tokens in the order of their merges.
+            let likely = made.last().map_or(0, |&[.., last]: &[u32; 3]| last + 1);
+            let found = match tokens.get(likely as usize) {
+                Some((next, _)) if *next == token => Some(likely),
+                _ => known.find(&token),
+            };
+            let (Some(left), Some(right), Some(place)) = (known.find(left), known.find(right), found) else {
                 return refuse(format!("merge {number} is of or to what is no token"));
             };
-            let next = ids.len() as u32;
-            let rank = *ranks.entry(id).or_insert(next);
-            if rank == next {
-                ids.push(id);
-            } else if rank + 1 != next || made.is_empty() {
+            let next = by_rank.len() as u32;
+            let rank = &mut ranks[place as usize];
+            if *rank == NO_RANK {
+                *rank = next;
+                by_rank.push(place);
+            } else if *rank + 1 != next || made.is_empty() {
                 return refuse(format!(
                     "merge {number} makes a token that an earlier one makes already"
                 ));
             }
-            made.push([left, right, id]);
+            made.push([left, right, place]);
         }
-        for (_, id) in tokens {
-            let next = ids.len() as u32;
-            if *ranks.entry(*id).or_insert(next) == next {
-                ids.push(*id);
+        for (place, rank) in (0..).zip(&mut ranks) {
+            if *rank == NO_RANK {
+                *rank = by_rank.len() as u32;
+                by_rank.push(place);
             }
         }
         let mut table = PairTable::with_capacity(made.len());
-        let pairs: Vec<[u32; 3]> = made.iter().map(|pair| pair.map(|id| ranks[&id])).collect();
+        let pairs: Vec<[u32; 3]> = made
+            .iter()
+            .map(|pair| pair.map(|place| ranks[place as usize]))
+            .collect();
         for (number, &[left, right, rank]) in pairs.iter().enumerate() {
             if !table.insert((left, right), rank) {
                 return refuse(format!("merge {number} is there already"));
             }
         }
-        let by_id: HashMap<u32, &Vec<u8>, Quick> = tokens.iter().map(|(token, id)| (*id, token)).collect();
-        let all: Vec<&Vec<u8>> = ids.iter().map(|id| by_id[id]).collect();
-        Tokenizer::assemble(table, all, ids, &pairs, special)
+        let by_rank = || by_rank.iter().map(|&place| &tokens[place as usize]);
+        let words = Words::of(&table, by_rank().map(|(token, _)| token.as_slice()));
+        let ids = by_rank().map(|(_, id)| *id).collect();
+        Tokenizer::assemble(table, words, by_rank().map(|(token, _)| token), ids, &pairs, special)
     }
 
     /// From tokens by rank, and merges in ranks.
     fn assemble<'a>(
         table: PairTable,
+        words: Words,
         tokens: impl IntoIterator<Item = &'a Vec<u8>>,
         ids: Vec<u32>,
         pairs: &[[u32; 3]],
@@ -198,6 +228,7 @@ impl Tokenizer {
         let mut tokenizer = Tokenizer {
             merges: Vec::new(),
             table,
+            words,
             bytes,
             starts,
             special: Specials::new(special.to_vec()),
@@ -213,6 +244,7 @@ impl Tokenizer {
             && *special == [end];
         if own {
             tokenizer.merges = pairs.iter().map(|&[left, right, _]| (left, right)).collect();
+            tokenizer.pool.add(tokenizer.encoder());
             return Ok(tokenizer);
         }
         let mut ranks = vec![Numbering::NO_TOKEN; ids.iter().max().map_or(0, |&last| last as usize + 1)];
@@ -220,7 +252,17 @@ impl Tokenizer {
             ranks[id as usize] = rank;
         }
         let merges = pairs.iter().map(|&pair| pair.map(|rank| ids[rank as usize])).collect();
-        tokenizer.numbering = Some(Box::new(Numbering { ids, ranks, merges }));
+        let plain = (0..).zip(&ids).fold(
+            0,
+            |plain, (rank, &id)| if rank == id { plain } else { rank as usize + 1 },
+        );
+        tokenizer.numbering = Some(Box::new(Numbering {
+            ids,
+            plain,
+            ranks,
+            merges,
+        }));
+        tokenizer.pool.add(tokenizer.encoder());
         Ok(tokenizer)
     }
 

@@ -51,7 +51,7 @@ use std::path::Path;
 
 use batch::Encoded;
 use bpe::{Pair, PairTable};
-use cache::{Encoder, Pool};
+use cache::{Encoder, Pool, Words};
 use foreign::Numbering;
 use special::Specials;
 
@@ -121,6 +121,7 @@ pub struct Tokenizer {
     merges: Vec<Pair>,
     /// In ranks: numbers of tokens in the order in which merges make them.
     table: PairTable,
+    words: Words,
     /// The bytes of all tokens but the special ones, by rank, and where each token's begin. One more place follows: the end of the last.
     bytes: Vec<u8>,
     starts: Vec<usize>,
@@ -174,16 +175,30 @@ impl Tokenizer {
             starts.push(bytes.len());
         }
         let special = Specials::new(vec![(END_OF_TEXT.into(), 256 + merges.len() as u32)]);
-        Ok(Tokenizer {
+        let words = Words::of(&table, starts.windows(2).map(|bounds| &bytes[bounds[0]..bounds[1]]));
+        let tokenizer = Tokenizer {
             merges,
             table,
+            words,
             bytes,
             starts,
             special,
             numbering: None,
             older_pattern: false,
             pool: Pool::default(),
-        })
+        };
+        tokenizer.pool.add(tokenizer.encoder());
+        Ok(tokenizer)
+    }
+
+    /// A new encoder.
+    fn encoder(&self) -> Encoder {
+        let ids = self.numbering.as_ref().map(|numbering| &numbering.ids[..]);
+        let words = self.words.ranks().iter().map(|&rank| {
+            let [start, end] = [0, 1].map(|next| self.starts[rank as usize + next]);
+            (&self.bytes[start..end], ids.map_or(rank, |ids| ids[rank as usize]))
+        });
+        Encoder::new(self.vocab_size(), words)
     }
 
     /// Writes the tokenizer file. It appears complete or not at all, even if the machine fails.
@@ -252,9 +267,10 @@ impl Tokenizer {
     /// As [`encode_bytes`](Tokenizer::encode_bytes), with a policy for each of the [`specials`](Tokenizer::specials).
     pub fn encode_each(&self, text: &[u8], policy: &[AllowSpecial]) -> Result<Vec<u32>, Error> {
         let mut tokens = Vec::with_capacity(text.len() / 3 + 16);
-        self.pool.with(self.vocab_size(), |encoder| {
-            self.encode_with(encoder, text, policy, &mut tokens)
-        })?;
+        self.pool.with(
+            || self.encoder(),
+            |encoder| self.encode_with(encoder, text, policy, &mut tokens),
+        )?;
         Ok(tokens)
     }
 
@@ -281,10 +297,10 @@ impl Tokenizer {
         let all = if threads < 2 {
             let mut all = Encoded::for_size(size, texts.len());
             self.pool
-                .with(self.vocab_size(), |encoder| encode(encoder, texts, &mut all))?;
+                .with(|| self.encoder(), |encoder| encode(encoder, texts, &mut all))?;
             all
         } else {
-            let with = |work: &mut dyn FnMut(&mut Encoder)| self.pool.with(self.vocab_size(), work);
+            let with = |work: &mut dyn FnMut(&mut Encoder)| self.pool.with(|| self.encoder(), work);
             batch::encode(texts, size, threads, with, encode)?
         };
         Ok((all.tokens, all.ends))
@@ -297,7 +313,7 @@ impl Tokenizer {
         policy: &[AllowSpecial],
         tokens: &mut Vec<u32>,
     ) -> Result<(), Error> {
-        let ids = self.numbering.as_ref().map(|numbering| &numbering.ids[..]);
+        let ids = self.numbering.as_ref().map(|numbering| numbering.other_ids());
         let mut from = 0;
         while let Some((at, length, id)) = self.special.find(&text[from..], from, policy)? {
             self.encode_ordinary(encoder, ids, &text[from..from + at], tokens);
@@ -380,6 +396,7 @@ impl Clone for Tokenizer {
         Tokenizer {
             merges: self.merges.clone(),
             table: self.table.clone(),
+            words: self.words.clone(),
             bytes: self.bytes.clone(),
             starts: self.starts.clone(),
             special: self.special.clone(),

@@ -75,6 +75,89 @@ fn ranks_are_read_as_tiktoken_does() {
     }
 }
 
+/// As long as two neighbours have a merge, the first of these, and of several the leftmost, applies; merges to one token are one.
+fn by_merges(ids: &HashMap<Vec<u8>, u32>, merges: &[(Vec<u8>, Vec<u8>)], chunk: &[u8]) -> Vec<u32> {
+    let number = |pair: &[Vec<u8>]| {
+        let made = merges
+            .iter()
+            .find(|(left, right)| *left == pair[0] && *right == pair[1])?;
+        let token = [&made.0[..], &made.1].concat();
+        merges
+            .iter()
+            .position(|(left, right)| [&left[..], right].concat() == token)
+    };
+    let mut parts: Vec<Vec<u8>> = chunk.iter().map(|&byte| vec![byte]).collect();
+    loop {
+        let pairs = parts.windows(2).map(number);
+        let Some((_, at)) = pairs.enumerate().filter_map(|(at, first)| Some((first?, at))).min() else {
+            return parts.iter().map(|part| ids[part]).collect();
+        };
+        let right = parts.remove(at + 1);
+        parts[at].extend(right);
+    }
+}
+
+#[test]
+fn what_is_a_token_is_encoded_as_its_bytes_merge() {
+    let mut whole = [0; 4];
+    for round in 0..200 {
+        let mut random = Random(4000 + round);
+        let alphabet: &[u8] = if round % 2 == 0 { b"ab" } else { b"abc\xFF" };
+        // Random tokens of up to 20 bytes, of two others each or of anything: many are not what their bytes become.
+        let mut tokens: Vec<Vec<u8>> = (0..=255).map(|byte| vec![byte]).collect();
+        let mut merges = Vec::new();
+        for _ in 0..60 {
+            let any = |random: &mut Random| match random.below(3) {
+                0 => vec![alphabet[random.below(alphabet.len())]],
+                _ if tokens.len() > 256 => tokens[256 + random.below(tokens.len() - 256)].clone(),
+                _ => b"a".to_vec(),
+            };
+            let (left, right) = (any(&mut random), any(&mut random));
+            let token = [&left[..], &right].concat();
+            if token.len() <= 20 && !tokens.contains(&token) {
+                tokens.push(token);
+                merges.push((left, right));
+            }
+        }
+        // In any order, so that parts may come after what is made of them, or not at all.
+        for at in (1..merges.len()).rev() {
+            let other = random.below(at + 1);
+            if random.below(2) == 0 {
+                merges.swap(at, other);
+                tokens.swap(256 + at, 256 + other);
+            }
+        }
+        // Another pair for some tokens, next to the first.
+        let mut more = Vec::new();
+        for (left, right) in merges {
+            let token = [&left[..], &right].concat();
+            let at = 1 + random.below(token.len() - 1);
+            let other = (token[..at].to_vec(), token[at..].to_vec());
+            let two = at != left.len() && tokens.contains(&other.0) && tokens.contains(&other.1);
+            more.push((left, right));
+            more.extend(two.then_some(other));
+        }
+        let ids: HashMap<Vec<u8>, u32> = tokens.iter().cloned().zip(0..).collect();
+        let numbered: Vec<(Vec<u8>, u32)> = tokens.iter().cloned().zip(0..).collect();
+        let ranked = Tokenizer::from_ranks(&numbered, &[]).unwrap();
+        let merged = Tokenizer::from_merges(&numbered, &more, &[]).unwrap();
+        let clone = merged.clone();
+        for token in &tokens[256..] {
+            let expected: Vec<u32> = chunks(token).flat_map(|chunk| by_ranks(&ids, chunk)).collect();
+            let found = ranked.encode_bytes(token, AllowSpecial::AsText).unwrap();
+            assert_eq!(found, expected, "round {round}, ranks, {token:?}");
+            whole[usize::from(found.len() == 1)] += 1;
+            let expected: Vec<u32> = chunks(token).flat_map(|chunk| by_merges(&ids, &more, chunk)).collect();
+            for tokenizer in [&merged, &clone] {
+                let found = tokenizer.encode_bytes(token, AllowSpecial::AsText).unwrap();
+                assert_eq!(found, expected, "round {round}, merges, {token:?}");
+            }
+            whole[2 + usize::from(expected.len() == 1)] += 1;
+        }
+    }
+    assert!(whole.iter().all(|&count| count > 500), "{whole:?}");
+}
+
 fn as_merges(tokenizer: &Tokenizer) -> Vec<(Vec<u8>, Vec<u8>)> {
     let bytes = |id| tokenizer.token_bytes(id).unwrap().to_vec();
     tokenizer
