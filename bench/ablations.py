@@ -83,13 +83,24 @@ def taught() -> dict[str, Run]:
     }
 
 
+def muon() -> dict[str, Run]:
+    """The layers' matrices by Muon, everything else as AdamW had it best: the same learning rates for the integer model and for the float baseline."""
+    runs: dict[str, Run] = {}
+    for lr in (1e-2, 2e-2, 4e-2):
+        runs[f"muon-integer-{lr:g}"] = {"batch": 8, "lr": 1.6e-2, "activation": "squareplus", "muon": lr}
+        runs[f"muon-float-{lr:g}"] = {"batch": 8, "lr": 8e-3, "arithmetic": "float", "muon": lr}
+    return runs
+
+
 def final() -> dict[str, Run]:
     """Three seeds of what the grid and the levers found best: for the float baseline batch 8 and 8e-3,
-    for the integer model squareplus and 1.6e-2 (ternary weights 8e-3); ternary weights also taught by the float baseline of the same seed."""
+    for the integer model squareplus and 1.6e-2, without and with Muon (ternary weights 8e-3);
+    ternary weights also taught by the float baseline of the same seed."""
     runs: dict[str, Run] = {}
     for seed in range(3):
         integer: Run = {"batch": 8, "lr": 1.6e-2, "activation": "squareplus", "seed": seed}
         runs[f"final-integer-{seed}"] = integer
+        runs[f"final-integer-muon-{seed}"] = {**integer, "muon": 2e-2}
         runs[f"final-ternary-{seed}"] = {**integer, "weights": "ternary", "lr": 8e-3}
         runs[f"final-float-{seed}"] = {"batch": 8, "lr": 8e-3, "arithmetic": "float", "seed": seed}
         runs[f"final-ternary-taught-{seed}"] = {
@@ -102,7 +113,7 @@ def final() -> dict[str, Run]:
     return runs
 
 
-GROUPS = {"grid": grid, "ternary": ternary, "levers": levers, "final": final, "taught": taught}
+GROUPS = {"grid": grid, "ternary": ternary, "levers": levers, "muon": muon, "final": final, "taught": taught}
 
 
 def split(run: Run) -> tuple[ModelConfig, dict[str, Any]]:
