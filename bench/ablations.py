@@ -84,12 +84,23 @@ def taught() -> dict[str, Run]:
 
 
 def muon() -> dict[str, Run]:
-    """The layers' matrices by Muon, everything else as AdamW had it best: the same learning rates for the integer model and for the float baseline."""
+    """The layers' matrices by Muon, everything else as AdamW had it best: the same learning rates for the integer model and for the float baseline.
+    Then the integer model at 2e-2 with one thing changed at a time."""
     runs: dict[str, Run] = {}
     for lr in (1e-2, 2e-2, 4e-2):
         runs[f"muon-integer-{lr:g}"] = {"batch": 8, "lr": 1.6e-2, "activation": "squareplus", "muon": lr}
         runs[f"muon-float-{lr:g}"] = {"batch": 8, "lr": 8e-3, "arithmetic": "float", "muon": lr}
-    return runs
+    best: Run = {"batch": 8, "lr": 1.6e-2, "activation": "squareplus", "muon": 2e-2}
+    return {
+        **runs,
+        "muon-gate-squareplus": {**best, "gate": "squareplus"},
+        "muon-mantissa-0": {**best, "norm_mantissa": 0},
+        "muon-state-32": {**best, "d_state": 32},
+        "muon-heads-4x64": {**best, "n_heads": 4, "head_dim": 64},
+        "muon-heads-16x16": {**best, "n_heads": 16, "head_dim": 16},
+        "muon-vectors-3": {**best, "lr_vectors": 3.0},
+        "muon-decay-0": {**best, "weight_decay": 0.0},
+    }
 
 
 def final() -> dict[str, Run]:
