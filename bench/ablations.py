@@ -30,7 +30,7 @@ SHAPE = {
 TOKENS = 5_000_000
 Run = dict[
     str, Any
-]  # fields of ModelConfig and TrainConfig that differ from the defaults; a teacher is the name of another run
+]  # fields of ModelConfig and TrainConfig that differ from the defaults; teachers are names of other runs
 
 
 def grid() -> dict[str, Run]:
@@ -121,6 +121,11 @@ def final() -> dict[str, Run]:
             "teacher": f"final-float-{seed}",
             "teacher_share": 0.7,
         }
+    twins: Run = {"teacher": "final-float-0,final-float-1,final-float-2", "teacher_share": 0.7}
+    for seed in range(3):
+        best: Run = {"batch": 8, "lr": 1.6e-2, "activation": "squareplus", "seed": seed, **twins}
+        runs[f"final-ternary-twins-{seed}"] = {**best, "weights": "ternary", "int8_until": 0.6}
+        runs[f"final-integer-twins-{seed}"] = {**best, "muon": 2e-2}
     return runs
 
 
@@ -169,7 +174,7 @@ def main() -> int:
             "log_every": 100,
         }
         if "teacher" in fields:
-            fields["teacher"] = str(a.runs / fields["teacher"])
+            fields["teacher"] = ",".join(str(a.runs / name) for name in fields["teacher"].split(","))
         t = TrainConfig(**{**common, **fields})
         print(f"== {name}", file=sys.stderr)
         if not train(model, t, a.runs / name, lambda line: print(line, file=sys.stderr, flush=True))["complete"]:

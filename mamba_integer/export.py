@@ -63,6 +63,8 @@ def export_state(
     in_shift, out_shift = [], []
     for i in range(config.n_layers):
         p = {key.removeprefix(f"blocks.{i}."): v for key, v in state.items() if key.startswith(f"blocks.{i}.")}
+        if ternary:
+            p["in_proj"], p["out_proj"] = p["in_proj"] * p["in_gain"][:, None], p["out_proj"] * p["out_gain"][:, None]
         w_in, m_in, s_in = quantise_linear(p["in_proj"], ternary)
         w_out, m_out, s_out = quantise_linear(p["out_proj"], ternary)
         in_shift.append(s_in)
@@ -136,6 +138,8 @@ def import_state(model: IntegerModel) -> dict[str, Tensor]:
             "norm2": p["norm2.scale"] * 2.0**-6,
             "out_proj": p["out_proj.weight"] * p["out_proj.mul"][:, None] * 2.0 ** -(model.out_proj_shift[i] + 3),
         }
+        if model.config.weights == "ternary":
+            layer |= {f"{side}_gain": torch.ones(len(layer[f"{side}_proj"])) for side in ("in", "out")}
         state |= {f"blocks.{i}.{name}": value for name, value in layer.items()}
     return state
 

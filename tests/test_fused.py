@@ -139,20 +139,21 @@ def test_a_teacher_is_part_of_the_targets(
     monkeypatch.setattr(fused, "_BFLOAT16_PRODUCTS", False)
     torch.manual_seed(8)
     model = build_model(config(rotation=rotation), student)
-    teacher = build_model(config(rotation=rotation), master)
+    teachers = tuple(build_model(config(rotation=rotation), kind) for kind in (master, "float"))
     with torch.no_grad():
-        teacher.embedding.mul_(3.0)  # sure of itself
+        for teacher in teachers:
+            teacher.embedding.mul_(3.0)  # sure of itself
     tokens, reset, targets = text(9)
     weights = torch.rand(tokens.shape, generator=torch.Generator().manual_seed(2)) / tokens.numel()
     alone = loss(model, tokens, reset, targets, weights)
-    taught = loss(model, tokens, reset, targets, weights, Teacher(teacher, 0.75))
+    taught = loss(model, tokens, reset, targets, weights, Teacher(teachers, 0.75))
     torch.testing.assert_close(taught, alone)
     taught.backward()
     got = gradients(model)
     plain = copy.deepcopy(model).double()
     plain.zero_grad()
     with torch.no_grad():
-        soft = copy.deepcopy(teacher).double()(tokens, reset).flatten(0, 1).softmax(-1)
+        soft = sum(copy.deepcopy(m).double()(tokens, reset).flatten(0, 1).softmax(-1) for m in teachers) / 2
     mixed = 0.25 * F.one_hot(targets.flatten(), soft.shape[1]) + 0.75 * soft
     nats = F.cross_entropy(plain(tokens, reset).flatten(0, 1), mixed, reduction="none")
     (nats * weights.flatten()).sum().backward()

@@ -12,7 +12,16 @@ from mamba_integer.export import export_state, quantise_linear
 from mamba_integer.nn import MambaInteger, build_model
 from mamba_integer.nn.init import dyadic_hippo, time_constants
 from mamba_integer.nn.model import CausalConv, IntegerBlock, Positions
-from mamba_integer.nn.quant import ACTIVATIONS, BitShiftNorm, QuantEmbedding, QuantWeight, Round, SiLU, Squareplus
+from mamba_integer.nn.quant import (
+    ACTIVATIONS,
+    BitShiftNorm,
+    Gained,
+    QuantEmbedding,
+    QuantWeight,
+    Round,
+    SiLU,
+    Squareplus,
+)
 from mamba_integer.nn.scan import chunked_scan, segments, sequential_scan
 from mamba_integer.reference import Reference
 from mamba_integer.tokenizer import Tokenizer
@@ -96,6 +105,25 @@ def test_gradients_are_those_of_the_smooth_functions() -> None:
     for sign in (1, -1):  # a clamped value is only let back inside
         (grad,) = torch.autograd.grad((sign * Round.apply(x, 5, 31)).sum(), x)
         assert torch.equal(grad, sign * ((x.abs() <= 31 / 32) | (sign * x > 0)).float())
+
+
+def test_gradient_of_the_gain_of_a_row() -> None:
+    """By differences: the loss is linear in the gain as long as the row's int8 or ternary values stay what they are."""
+    torch.manual_seed(3)
+    weight, gain, slope = torch.randn(5, 40), torch.rand(5) + 0.5, torch.randn(5, 40)
+    for ternary in (False, True):
+        w, g = weight.clone().requires_grad_(), gain.clone().requires_grad_()
+        (QuantWeight.apply(Gained.apply(w, g, ternary), ternary) * slope).sum().backward()
+        assert torch.equal(w.grad, slope * gain[:, None])
+        unit = QuantWeight.apply(weight, True) if ternary else weight
+        assert torch.allclose(g.grad, (unit * slope).sum(1))
+        for row in range(5):
+            moved = gain.clone()
+            moved[row] *= 4  # a factor that the multipliers hold exactly or nearly
+            change = QuantWeight.apply(weight * moved[:, None], ternary) - QuantWeight.apply(
+                weight * gain[:, None], ternary
+            )
+            assert float((change * slope).sum()) == pytest.approx(float(g.grad[row] * 3 * gain[row]), abs=0.6)
 
 
 def test_norm_gradient() -> None:
@@ -208,7 +236,7 @@ def test_up_to_the_scan_training_is_exact(changes: dict[str, object]) -> None:
         r = torch.nn.functional.embedding(tokens, QuantEmbedding.apply(model.embedding)) * 16.0
         u = BitShiftNorm.apply(r, Round.apply(block.norm1, 6, 127), 8, config.norm_mantissa)
         p = Round.apply(
-            torch.nn.functional.linear(u, QuantWeight.apply(block.in_proj, config.weights == "ternary")), 8, 32767
+            torch.nn.functional.linear(u, QuantWeight.apply(block.matrices()[0], config.weights == "ternary")), 8, 32767
         )
         _, xbc, dt = p.split([e, e + 2 * n, h], -1)
         weight, bias = Round.apply(block.conv_weight, 6, 127), Round.apply(block.conv_bias, 8, 32767)

@@ -96,18 +96,20 @@ def test_training_learns(files: pretrain.TrainConfig, tmp_path: Path, arithmetic
 
 
 def test_weights_become_ternary_on_the_way(files: pretrain.TrainConfig, tmp_path: Path) -> None:
-    """Up to then the run is that of an int8 model; it ends, and is exported, with ternary weights."""
+    """Up to then the run is that of one whose weights are int8 for longer; it ends, and is exported, with ternary weights."""
     ternary = dataclasses.replace(CONFIG, weights="ternary")
     t = dataclasses.replace(files, int8_until=0.5, lr=1e-2)
-    stopped = pretrain.train(ternary, t, tmp_path / "run", interrupt_at(6))  # type: ignore[arg-type]
-    assert stopped == {"complete": False, "step": 6}
-    pretrain.train(CONFIG, dataclasses.replace(t, int8_until=0.0), tmp_path / "int8", interrupt_at(6))  # type: ignore[arg-type]
-    a, b = (load_checkpoint(tmp_path / run / CHECKPOINT)[0] for run in ("run", "int8"))
+    runs = {"run": t, "later": dataclasses.replace(t, int8_until=0.99), "never": dataclasses.replace(t, int8_until=0.0)}
+    for name, changed in runs.items():
+        stopped = pretrain.train(ternary, changed, tmp_path / name, interrupt_at(6))  # type: ignore[arg-type]
+        assert stopped == {"complete": False, "step": 6}
+    a, b, c = (load_checkpoint(tmp_path / name / CHECKPOINT)[0] for name in runs)
     assert all(torch.equal(a[k], b[k]) for k in a)
+    assert not any(torch.equal(a[k], c[k]) for k in a if k.startswith("model.") and k.endswith(("_proj", "_gain")))
     summary = pretrain.train(ternary, t, tmp_path / "run", quiet)
-    pretrain.train(CONFIG, dataclasses.replace(t, int8_until=0.0), tmp_path / "int8", quiet)
-    a, b = (load_checkpoint(tmp_path / run / CHECKPOINT)[0] for run in ("run", "int8"))
-    assert not any(torch.equal(a[k], b[k]) for k in a if k.startswith("model.") and k.endswith("_proj"))
+    pretrain.train(ternary, runs["later"], tmp_path / "later", quiet)
+    a, b = (load_checkpoint(tmp_path / name / CHECKPOINT)[0] for name in ("run", "later"))
+    assert not any(torch.equal(a[k], b[k]) for k in a if k.startswith("model.") and k.endswith(("_proj", "_gain")))
     export.export(tmp_path / "run", tmp_path / "m.gguf", "small")
     result = evaluate(Model.load(tmp_path / "m.gguf"), tmp_path / "text.txt")
     assert result.nats_per_token == pytest.approx(summary["nats_per_token"], rel=1e-5)

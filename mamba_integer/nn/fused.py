@@ -287,9 +287,9 @@ class _Final:
 class _Head(Function):
     """Final norm, logits and cross-entropy, some hundred positions at a time: (Σ weight · nats, nats [R]). Without weights: no gradient.
 
-    lesson: a teacher's _Final of the same positions and the share a of its distribution in the targets. The gradient by the logits is
-    softmax − ((1 − a) · target + a · teacher's softmax), that is the student's less a times the teacher's own gradient (Hinton et al. 2015,
-    arXiv:1503.02531, at temperature 1). The nats are those of the targets alone.
+    lesson: the _Final of each teacher at the same positions and the share a of the mean of their distributions in the targets. The gradient by the
+    logits is softmax − ((1 − a) · target + a · teachers' mean), that is the student's less a times the mean of the teachers' own gradients (Hinton et al.
+    2015, arXiv:1503.02531, at temperature 1). The nats are those of the targets alone.
     """
 
     @staticmethod
@@ -301,7 +301,7 @@ class _Head(Function):
         embedding: Tensor,
         targets: Tensor,
         weights: Tensor | None,
-        lesson: tuple[_Final, float] | None,
+        lesson: tuple[list[_Final], float] | None,
     ) -> tuple[Tensor, Tensor]:
         rows = r.shape[0]
         r = r.contiguous()
@@ -317,8 +317,10 @@ class _Head(Function):
         for at in parts:
             grad = final.cross_entropy(at, targets, weights, nats)
             if lesson is not None:
-                teacher, share = lesson
-                grad.sub_(teacher.cross_entropy(at, targets, weights, torch.empty(rows)), alpha=share)
+                teachers, share = lesson
+                for teacher in teachers:
+                    own = teacher.cross_entropy(at, targets, weights, torch.empty(rows))
+                    grad.sub_(own, alpha=share / len(teachers))
             grad_u[at], more = _backward_products(grad, final.table, final.u[at])
             grad_e += more
         grad_r = torch.zeros_like(r)
@@ -344,8 +346,9 @@ def _layers(model: MambaInteger | FloatMamba, tokens: Tensor, index: Tensor) -> 
     embedding = QuantEmbedding.apply(model.embedding) if isinstance(model, MambaInteger) else model.embedding
     r = F.embedding(tokens, embedding) * EMBED_SCALE
     for b in model.blocks:
+        w_in, w_out = b.matrices()  # type: ignore[operator]
         r = _Layer.apply(
-            b, index, r, b.norm1, b.in_proj, b.conv_weight, b.conv_bias, b.log_a, b.base, b.skip, b.norm2, b.out_proj
+            b, index, r, b.norm1, w_in, b.conv_weight, b.conv_bias, b.log_a, b.base, b.skip, b.norm2, w_out
         )
     return r.flatten(0, 1)
 
@@ -362,7 +365,7 @@ def _fused(
     lesson = None
     if teacher is not None:
         with torch.no_grad():
-            lesson = _Final(teacher.model, _layers(teacher.model, tokens, index)), teacher.share
+            lesson = [_Final(m, _layers(m, tokens, index)) for m in teacher.models], teacher.share
     result: tuple[Tensor, Tensor] = _Head.apply(
         model,
         _layers(model, tokens, index),
@@ -377,9 +380,9 @@ def _fused(
 
 @dataclasses.dataclass(frozen=True)
 class Teacher:
-    """A trained model of the same vocabulary, and the share of its distribution in a student's targets (0 … 1)."""
+    """Trained models of the same vocabulary, and the share of the mean of their distributions in a student's targets (0 … 1)."""
 
-    model: MambaInteger | FloatMamba
+    models: tuple[MambaInteger | FloatMamba, ...]
     share: float
 
 
@@ -393,18 +396,19 @@ def loss(
 ) -> Tensor:
     """Σ weights · (−ln p(target)), a float64 scalar. tokens, targets int64 [B, T], reset bool [B, T], weights float32 [B, T].
 
-    With a teacher the value is the same, and the gradient that of the mixture of targets and the teacher's distribution.
+    With a teacher the value is the same, and the gradient that of the mixture of targets and the teachers' mean distribution.
     """
     if teacher is None and not torch.is_grad_enabled():
         return (token_nats(model, tokens, reset, targets) * weights).sum(dtype=torch.float64)
-    if supported(model) and (teacher is None or supported(teacher.model)):
+    if all(map(supported, (model, *(teacher.models if teacher else ())))):
         return _fused(model, tokens, reset, targets, weights, teacher)[0]
     logits, flat = model(tokens, reset).flatten(0, 1), weights.flatten()
     total = (F.cross_entropy(logits, targets.flatten(), reduction="none") * flat).sum(dtype=torch.float64)
     if teacher is None:
         return total
     with torch.no_grad():
-        p = teacher.model(tokens, reset).flatten(0, 1).softmax(-1)
+        given = [m(tokens, reset).flatten(0, 1).softmax(-1) for m in teacher.models]
+        p = torch.stack(given).mean(0)
     soft = (F.cross_entropy(logits, p, reduction="none") * flat).sum(dtype=torch.float64)
     mixture = (1.0 - teacher.share) * total + teacher.share * soft
     return total.detach() + mixture - mixture.detach()

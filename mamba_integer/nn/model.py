@@ -30,6 +30,7 @@ from mamba_integer.nn.quant import (
     INT16,
     SIX_BITS,
     BitShiftNorm,
+    Gained,
     QuantEmbedding,
     QuantWeight,
     Round,
@@ -147,8 +148,19 @@ class IntegerBlock(nn.Module):
         self.skip = nn.Parameter(torch.ones(h))
         self.norm2 = nn.Parameter(torch.ones(e if channel else 1))
         self.out_proj = nn.Parameter(torch.randn(d, e) * (e * config.n_layers) ** -0.5)
+        if self.ternary:
+            self.in_gain, self.out_gain = nn.Parameter(torch.ones(len(self.in_proj))), nn.Parameter(torch.ones(d))
         with torch.no_grad():
             self.in_proj[-h:] *= 0.5
+
+    def matrices(self) -> tuple[Tensor, Tensor]:
+        """in_proj and out_proj as real numbers: of a model with ternary weights, times the gains of their rows, which the exported multipliers hold."""
+        if self.config.weights != "ternary":
+            return self.in_proj, self.out_proj
+        w_in, w_out = (
+            Gained.apply(w, g, self.ternary) for w, g in ((self.in_proj, self.in_gain), (self.out_proj, self.out_gain))
+        )
+        return w_in, w_out
 
     def decay(self, dt: Tensor, log_a: Tensor, base: Tensor) -> Tensor:
         """m of the spec (section 7), dt [..., H] on the Q8 grid -> integers 1 … m_max as float [..., H]."""
@@ -172,14 +184,15 @@ class IntegerBlock(nn.Module):
         act, gate = ACTIVATIONS[c.activation], ACTIVATIONS[c.gate]
         g1, g2, skip = (Round.apply(v, 6, INT8) for v in (self.norm1, self.norm2, self.skip))
 
-        w_in, w_out = matrices or (None, None)
+        w_in, w_out = self.matrices()
+        m_in, m_out = matrices or (None, None)
         if observe is not unobserved:
-            observe("in_proj.weight", QuantWeight.apply(self.in_proj, self.ternary), math.inf)
-            observe("out_proj.weight", QuantWeight.apply(self.out_proj, self.ternary), math.inf)
+            observe("in_proj.weight", QuantWeight.apply(w_in, self.ternary), math.inf)
+            observe("out_proj.weight", QuantWeight.apply(w_out, self.ternary), math.inf)
 
         u = BitShiftNorm.apply(r, g1, 8, c.norm_mantissa)
         observe("norm1", u, INT8 / 32)
-        p = bitlinear(u, self.in_proj, self.ternary, w_in)
+        p = bitlinear(u, w_in, self.ternary, m_in)
         observe("in_proj", p, INT16 / 256)
         z, xbc, dt = torch.split(p, [e, e + 2 * n, h], -1)
         xbc = CausalConv.apply(
@@ -210,7 +223,7 @@ class IntegerBlock(nn.Module):
         observe("gated", o, EIGHTEEN_BITS / 1024)
         v = BitShiftNorm.apply(o, g2, 10, c.norm_mantissa)
         observe("norm2", v, INT8 / 32)
-        out = bitlinear(v, self.out_proj, self.ternary, w_out)
+        out = bitlinear(v, w_out, self.ternary, m_out)
         observe("out_proj", out, INT16 / 256)
         r = r + out
         observe("residual", r, EIGHTEEN_BITS / 256)
@@ -247,7 +260,7 @@ class MambaInteger(nn.Module):
         found = None
         if cuda.usable(self.embedding.device):
             blocks = [b for b in self.blocks if isinstance(b, IntegerBlock)]
-            found = cuda.matrices((w, b.ternary) for b in blocks for w in (b.in_proj, b.out_proj))
+            found = cuda.matrices((w, b.ternary) for b in blocks for w in b.matrices())
         return [None] * len(self.blocks) if found is None else list(zip(found[::2], found[1::2], strict=True))
 
     def forward(self, tokens: Tensor, reset: Tensor, observe: Observe = unobserved) -> Tensor:
@@ -285,6 +298,10 @@ class FloatBlock(nn.Module):
         self.out_proj = nn.Parameter(torch.randn(d, e) * (e * config.n_layers) ** -0.5)
         with torch.no_grad():
             self.in_proj[-h:] *= 0.5
+
+    def matrices(self) -> tuple[Tensor, Tensor]:
+        """in_proj and out_proj."""
+        return self.in_proj, self.out_proj
 
     def decay(self, dt: Tensor, log_a: Tensor, base: Tensor) -> tuple[Tensor, Tensor]:
         """(share of the state that is kept, input gate), each [..., H]: exp(-a·Δ) and Δ = softplus(dt + base)."""

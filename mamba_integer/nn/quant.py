@@ -172,6 +172,27 @@ class QuantWeight(Function):
         return grad, None
 
 
+class Gained(Function):
+    """Rows of W [O, K] times a learnt gain [O]: what is then quantised.
+
+    A ternary row stands for its mean |W| times −1, 0 or 1, so the gradient of its gain is that of these, not of W (as for the step of Esser et al. 2020,
+    arXiv:1902.08153).
+    """
+
+    @staticmethod
+    def forward(ctx: Any, weight: Tensor, gain: Tensor, ternary: bool) -> Tensor:
+        ctx.save_for_backward(weight, gain)
+        ctx.ternary = ternary
+        return weight * gain[:, None]
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:
+        weight, gain = ctx.saved_tensors
+        unit = QuantWeight.apply(weight, True) if ctx.ternary else weight
+        return grad * gain[:, None], (grad * unit).sum(1), None
+
+
 def embedding_multiplier(weight: Tensor) -> Tensor:
     """m_e of the spec (float scalar holding an integer): one unit of e stands for m_e · 2^-12; it holds all but outliers beyond six standard deviations."""
     top = torch.minimum(weight.abs().max(), 6.0 * weight.square().mean().sqrt())

@@ -30,7 +30,7 @@ _KINDS = {
     "weights": ("embedding", "in_proj", "out_proj", "conv_weight"),
     "decays": ("log_a", "base"),
     "biases": ("conv_bias",),
-    "scales": ("norm1", "norm2", "norm_f", "skip"),
+    "scales": ("norm1", "norm2", "norm_f", "skip", "in_gain", "out_gain"),
 }
 
 
@@ -115,7 +115,7 @@ def _shifts(x: Tensor, f: int) -> list[float]:
 def gradient_norms(named: Iterable[tuple[str, torch.nn.Parameter]], scale: float = 1.0) -> dict[str, float]:
     """Euclidean norm of the gradient by kind of parameter, times `scale` (to undo clipping).
 
-    grad/weights: what becomes int8 or ternary; grad/decays: rates and base; grad/biases: of the convolution; grad/scales: of norms, and skips.
+    grad/weights: what becomes int8 or ternary; grad/decays: rates and base; grad/biases: of the convolution; grad/scales: of norms and ternary rows, and skips.
     """
     squares = dict.fromkeys(_KINDS, 0.0)
     kinds = {name: kind for kind, names in _KINDS.items() for name in names}

@@ -24,7 +24,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TrainConfig(loop.LoopConfig):
-    """What a run does: `loop.LoopConfig`, and the training text. teacher: a trained model to learn from; "": none."""
+    """What a run does: `loop.LoopConfig`, and the training text. teacher: trained models to learn from, by commas; "": none."""
 
     data: str
     teacher: str = ""
@@ -37,18 +37,21 @@ class TrainConfig(loop.LoopConfig):
 
 
 OPTIONS = {
-    "teacher": "run, checkpoint or model file with the same tokenizer, whose distribution becomes part of the targets (distillation)",
-    "teacher_share": "share of the teacher's distribution in the targets",
+    "teacher": "run, checkpoint or model file with the same tokenizer, whose distribution becomes part of the targets (distillation); "
+    "several, separated by commas: the mean of their distributions",
+    "teacher_share": "share of the teachers' distribution in the targets",
 }
 
 
 def load_teacher(t: TrainConfig, tokenizer: Tokenizer, device: str | torch.device) -> tuple[Teacher, str]:
-    """The teacher that a run asks for, and the digest of its weights. Raises MambaIntegerError for one that cannot be it."""
-    base = load_base(Path(t.teacher), t.tokenizer)
-    if base.config.vocab_size != tokenizer.vocab_size:
-        raise ArgumentError(f"{t.teacher} has {base.config.vocab_size} tokens, the tokenizer {tokenizer.vocab_size}")
-    model = base.model().to(device).requires_grad_(False)
-    return Teacher(model, t.teacher_share), loop.weights_digest(model)
+    """The teacher that a run asks for, and the digests of its weights. Raises MambaIntegerError for one that cannot be it."""
+    models = []
+    for path in t.teacher.split(","):
+        base = load_base(Path(path), t.tokenizer)
+        if base.config.vocab_size != tokenizer.vocab_size:
+            raise ArgumentError(f"{path} has {base.config.vocab_size} tokens, the tokenizer {tokenizer.vocab_size}")
+        models.append(base.model().to(device).requires_grad_(False))
+    return Teacher(tuple(models), t.teacher_share), " ".join(map(loop.weights_digest, models))
 
 
 def train(
