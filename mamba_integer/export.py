@@ -113,11 +113,16 @@ def _embedding(e: Tensor, m: int) -> Tensor:
     return table.float()
 
 
+def _ternary_gain(w: Tensor) -> Tensor:
+    """Gains [O] of rows w·m·2^-t, w [O, K] of -1, 0 and 1, such that the gain times the mean magnitude is m·2^-t again; a hair less, lest 255 round up."""
+    return (1 - 2.0**-20) / w.abs().mean(1).clamp_min(1 / w.shape[1])
+
+
 def import_state(model: IntegerModel) -> dict[str, Tensor]:
     """The MambaInteger state dict that a model file stands for, float32: what to tune when there is no checkpoint.
 
-    Every parameter lies on its grid, so the forward pass is that of the file. What training knew below a grid's step is lost, and rows whose largest
-    weight had become less than 127 may get another multiplier when exported again.
+    Every parameter lies on its grid, so the forward pass is that of the file. What training knew below a grid's step is lost, and rows of int8 whose
+    largest weight had become less than 127 may get another multiplier when exported again.
     """
     t = {name: torch.from_numpy(np.asarray(value).astype(np.float32)) for name, value in model.tensors.items()}
     state = {
@@ -139,7 +144,7 @@ def import_state(model: IntegerModel) -> dict[str, Tensor]:
             "out_proj": p["out_proj.weight"] * p["out_proj.mul"][:, None] * 2.0 ** -(model.out_proj_shift[i] + 3),
         }
         if model.config.weights == "ternary":
-            layer |= {f"{side}_gain": torch.ones(len(layer[f"{side}_proj"])) for side in ("in", "out")}
+            layer |= {f"{side}_gain": _ternary_gain(p[f"{side}_proj.weight"]) for side in ("in", "out")}
         state |= {f"blocks.{i}.{name}": value for name, value in layer.items()}
     return state
 

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from bench import instruct as bench
 from mamba_integer import export
 from mamba_integer.cli import main
-from mamba_integer.engine import Model
+from mamba_integer.engine import Model, find_model
 from mamba_integer.errors import ArgumentError, CheckpointError
 from mamba_integer.evaluate import document_nats
 from mamba_integer.model_file import read_model
@@ -43,7 +43,7 @@ from mamba_integer.train.instruct import (
     uses,
 )
 from mamba_integer.train.parallel import World
-from tests.models import ROOT, SAMPLE, TINY_TOKENIZER, VALID, shipped_model
+from tests.models import ROOT, SAMPLE, TINY_TOKENIZER, VALID
 from tests.test_train import CONFIG, files, interrupt_at, quiet  # noqa: F401  (files is a fixture)
 
 STORIES = documents(read_text(SAMPLE))
@@ -365,17 +365,26 @@ def test_bad_input_is_one_line(
     assert not (tmp_path / "run").exists()
 
 
-def test_a_model_file_can_be_tuned(tmp_path: Path) -> None:
-    """What training starts from has the loss of the file, and exported at once it is the same model but for the rounding of a few rows."""
-    model, base = read_model(shipped_model()), load_base(shipped_model())
+@pytest.mark.parametrize("name", ["tinystories", "tinystories-ternary"])
+def test_a_model_file_can_be_tuned(name: str) -> None:
+    """What training starts from has the loss of the file, and exported at once it is the same model: ternary to the bit, int8 but for the rounding of a
+    few rows."""
+    path = find_model(name)
+    model, base = read_model(path), load_base(path)
     net = build_model(base.config)
     restore(base.state, net)
     texts = documents(read_text(VALID))[:4]
     items = [Document(ids) for ids in base.tokenizer.encode_batch(texts)]
-    engine = Model.load(shipped_model())
+    engine = Model.load(path)
     nats = sum(document_nats(engine, item.tokens) for item in items) / sum(len(item.tokens) + 1 for item in items)
-    assert loop.validate(net, items, base.tokenizer.eot, World()) == pytest.approx(nats, rel=0.002)
-    again = export.import_state(export.export_state(dict(net.state_dict()), model.config, base.tokenizer, "again", {}))
+    exact = model.config.weights == "ternary"
+    assert loop.validate(net, items, base.tokenizer.eot, World()) == pytest.approx(nats, rel=1e-6 if exact else 0.002)
+    exported = export.export_state(dict(net.state_dict()), model.config, base.tokenizer, "again", {})
+    if exact:
+        assert exported.in_proj_shift == model.in_proj_shift
+        assert exported.out_proj_shift == model.out_proj_shift
+        assert all(np.array_equal(exported.tensors[k], v) for k, v in model.tensors.items())
+    again = export.import_state(exported)
     for name, value in export.import_state(model).items():
         step = value.abs().amax(-1, keepdim=True) / 127 if name.endswith("_proj") else torch.zeros(())
         assert ((again[name] - value).abs() <= 0.51 * step).all(), name
