@@ -16,6 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bench import instruct as bench
+from bench import thread
 from mamba_integer import export
 from mamba_integer.cli import main
 from mamba_integer.engine import Model, find_model
@@ -400,3 +401,25 @@ def test_the_bench_counts_stories_and_not_echoes() -> None:
     assert requests == bench.held_out_requests(STORIES, WORDS, 20, seed=0)
     assert all(len(set(words)) == 3 and set(words) <= WORDS.words for words in requests)
     assert all(any(all(uses(story, w) for w in words) for story in STORIES) for words in requests)
+
+
+def test_the_bench_knows_names_and_follows_them() -> None:
+    texts = ["One day, Tom and Ann ran, and Tom saw a Cat with Ann."] * 3 + [
+        "The cat sat, and the cat ate, and I saw Bob."
+    ]
+    assert thread.names_of(texts) == {"Tom", "Ann"}, "Cat is small at times, Bob is in one text, I is none"
+    names = frozenset({"Tom", "Ann", "Sue"})
+    prompts = ["Tom and Ann found a pebble."] * 2
+    told = [
+        ["They ran ", "and ran. ", "Tom saw the pebble."],
+        ["Sue came. ", "It was Sue. ", "Sue saw a kite and Ann."],
+    ]
+    rare = ContentWords(["pebble kite"] * 3, common=0)
+    found = thread.measures(prompts, told, [True, False], names, rare)
+    assert found == {"names_kept": 0.5, "strangers": 0.0, "things_kept": 0.5, "repeated": 0.0, "ended": 0.5}
+    told[1] = ["They ran ", "and ran and ", "ran and ran and ran. Sue came."]
+    found = thread.measures(prompts, told, [True, True], names, rare)
+    assert (found["names_kept"], found["strangers"], found["ended"]) == (0.25, 0.5, 1.0)
+    assert found["repeated"] == round(4 / 14, 4), (
+        "5 runs of the first, 9 of the second, of which two stand there three times"
+    )
