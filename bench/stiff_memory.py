@@ -244,7 +244,7 @@ def train(
         for group in optimizer.param_groups:
             group["lr"] = loop.learning_rate(t, step, case.steps) * group["lr_scale"]
         tokens, weights = (torch.from_numpy(v) for v in batches[step])
-        optimizer.zero_grad()
+        model.zero_grad()
         mean_loss = loop.loss_sum(model, tokens, weights, tokenizer.eot) / weights.numel()
         mean_loss.backward()  # type: ignore[no-untyped-call]
         nn.utils.clip_grad_norm_(model.parameters(), t.clip)

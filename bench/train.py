@@ -20,14 +20,14 @@ from torch import Tensor
 from bench.common import by_turns, result
 from mamba_integer.config import ModelConfig
 from mamba_integer.nn import build_model, loss
-from mamba_integer.train.loop import LoopConfig, make_optimizer
+from mamba_integer.train.loop import LoopConfig, Optimizer, make_optimizer
 
 ROWS, LENGTH = 8, 256
 SHAPES = {"small": (256, 6, 4096), "shipped": (192, 4, 2048), "ablation": (128, 4, 2048)}
 
 
 def step_of(
-    parameters: list[Tensor], optimizer: torch.optim.Optimizer, nats: Callable[[], Tensor]
+    parameters: list[Tensor], optimizer: torch.optim.Optimizer | Optimizer, nats: Callable[[], Tensor]
 ) -> Callable[[], int]:
     """One training step; gives how many tokens it took."""
 
@@ -35,7 +35,8 @@ def step_of(
         nats().backward()  # type: ignore[no-untyped-call]
         torch.nn.utils.clip_grad_norm_(parameters, 1.0)
         optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
+        for p in parameters:
+            p.grad = None
         return ROWS * LENGTH
 
     return work
