@@ -102,7 +102,7 @@ def main() -> int:
     p.add_argument("--stories", type=int, default=200, help="at most")
     p.add_argument("--temperature", default="0.8")
     p.add_argument("--top-k", type=int, default=40)
-    p.add_argument("--json", action="store_true")
+    p.add_argument("--json", action="store_true", help="no table, only the JSON line")
     a = p.parse_args()
     models = {name: Model.load(name) for name in a.model or ["tinystories"]}
     tokenizer = next(iter(models.values())).tokenizer
@@ -110,6 +110,8 @@ def main() -> int:
     names, rare = names_of(known), ContentWords(known, common=300)
     stories = documents(read_text(a.data))
     chosen = [(s, q) for s in stories if (q := prompt_of(s, tokenizer)) is not None][: a.stories]
+    if not chosen:
+        p.error(f"{a.data} has no story with {LENGTH} tokens after its first sentences")
     prompts = [q for _, q in chosen]
     bar = ProgressBar("stories", len(models) * len(prompts), sys.stderr)
 
@@ -135,7 +137,7 @@ def main() -> int:
         prompts, [thirds(t[:LENGTH]) for t in written], [len(t) < LENGTH for t in written], names, rare
     )
     bar.close()
-    for name, row in rows.items():
+    for name, row in rows.items() if not a.json else ():
         print(
             f"{name:<24} names kept {row['names_kept']:5.1%}; strangers {row['strangers']:.2f} a story; "
             f"things kept {row['things_kept']:5.1%}; repeated {row['repeated']:5.1%}; ended {row['ended']:5.1%}"

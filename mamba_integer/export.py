@@ -19,10 +19,11 @@ from mamba_integer import bounds
 from mamba_integer.config import ModelConfig
 from mamba_integer.errors import CheckpointError
 from mamba_integer.model_file import IntegerModel, read_model, write_model
+from mamba_integer.nn import build_model
 from mamba_integer.nn.init import dyadic_hippo
 from mamba_integer.nn.quant import INT8, INT16, embedding_multiplier, row_multipliers
 from mamba_integer.tokenizer import Tokenizer
-from mamba_integer.train.checkpoint import CHECKPOINT, load_checkpoint
+from mamba_integer.train.checkpoint import CHECKPOINT, load_checkpoint, restore
 
 LOGIT_SHIFT = 17  # a logit is Σ e·u: e in units of m_e·2^-12, u in units of 2^-5
 
@@ -160,9 +161,11 @@ def export(
     tensors, meta = load_checkpoint(path)
     if meta["train"]["arithmetic"] != "integer":
         raise CheckpointError(f"{path} is a float baseline; only integer models can be exported")
-    state = {key.removeprefix("model."): v for key, v in tensors.items() if key.startswith("model.")}
+    config = ModelConfig(**meta["model"])
+    model = build_model(config)
+    restore(tensors, model)
     vocabulary = Tokenizer.load(tokenizer or meta["train"]["tokenizer"])
-    write_model(out, export_state(state, ModelConfig(**meta["model"]), vocabulary, name, about or {}))
+    write_model(out, export_state(model.state_dict(), config, vocabulary, name, about or {}))
     return read_model(out)
 
 

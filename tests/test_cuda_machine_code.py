@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import platform
 import shutil
 import subprocess
 import sys
@@ -43,11 +44,12 @@ def nvcc() -> Path | None:
 
 
 NVCC = nvcc()
-needs_nvcc = pytest.mark.skipif(NVCC is None, reason="needs nvcc: the extra [cuda], or a CUDA toolkit")
+needs_nvcc = pytest.mark.skipif(platform.system() != "Linux", reason="nvcc is for Linux")
 
 
 @pytest.fixture(scope="session")
 def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    assert NVCC is not None, "needs nvcc: the extra [cuda], which `make test` installs, or a CUDA toolkit"
     folder = tmp_path_factory.mktemp("cuda")
     environment = {**os.environ, "NVCC": str(NVCC)}
     done = subprocess.run(

@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save
 
 from mamba_integer import export
 from mamba_integer.config import ModelConfig
@@ -113,6 +114,14 @@ def test_weights_become_ternary_on_the_way(files: pretrain.TrainConfig, tmp_path
     export.export(tmp_path / "run", tmp_path / "m.gguf", "small")
     result = evaluate(Model.load(tmp_path / "m.gguf"), tmp_path / "text.txt")
     assert result.nats_per_token == pytest.approx(summary["nats_per_token"], rel=1e-5)
+    tensors, meta = load_checkpoint(tmp_path / "run" / CHECKPOINT)
+    kept = {k.removeprefix("model."): v for k, v in tensors.items() if k.startswith("model.")}
+    del kept["blocks.0.in_gain"]
+    header = {"format": "mamba-integer-checkpoint", "version": "1", "meta": json.dumps(meta)}
+    (tmp_path / "part.safetensors").write_bytes(save({f"model.{k}": v for k, v in kept.items()}, header))
+    with pytest.raises(CheckpointError, match="(?s)does not fit the model.*blocks.0.in_gain"):
+        export.export(tmp_path / "part.safetensors", tmp_path / "n.gguf", "small")
+    assert not (tmp_path / "n.gguf").exists()
     with pytest.raises(ArgumentError, match="--int8-until must be at least 0 and below 1"):
         dataclasses.replace(files, int8_until=1.0)
 
