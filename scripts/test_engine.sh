@@ -10,4 +10,5 @@ if ! { cmake -S engine -B "$folder" "$@" && cmake --build "$folder"; } >"$log" 2
     cat "$log" >&2
     exit 1
 fi
-ctest --test-dir "$folder" --output-on-failure --no-tests=error
+# The limit is for tests that hang: one test takes seconds.
+ctest --test-dir "$folder" --output-on-failure --no-tests=error --timeout 600

@@ -44,9 +44,9 @@ struct Pool::Shared {
     std::atomic<Call> call{nullptr};
     std::atomic<const void *> work{nullptr};
     std::atomic<int> unfinished{0};
-    std::atomic<bool> end{false};
     std::vector<std::thread> helpers;
 
+    static constexpr uint64_t end = ~uint64_t{0};  // more parts than any task has, all taken
     static constexpr uint64_t next_of(uint64_t t) { return t & 0xffff; }
     static constexpr uint64_t parts_of(uint64_t t) { return t >> 16 & 0xffff; }
 
@@ -65,13 +65,13 @@ struct Pool::Shared {
         return seen;
     }
 
+    // The end is a state of the task, not a flag beside it: what a helper waits for a change of is what it has looked at.
     void live() {
-        while (!end.load(std::memory_order_acquire)) changed(task, help());
+        for (uint64_t seen; (seen = help()) != end;) changed(task, seen);
     }
 
     ~Shared() {
-        end.store(true, std::memory_order_release);
-        task.fetch_add(uint64_t{1} << 32, std::memory_order_release);  // another task, of which all parts are taken
+        task.store(end, std::memory_order_release);
         task.notify_all();
         for (std::thread &helper : helpers) helper.join();
     }

@@ -26,7 +26,7 @@ class Pool {
 
     int threads() const { return threads_; }
 
-    // Calls work(i) for i = 0 ... parts - 1 (parts < 2^16), each once, and returns when all are done. Not to be called from
+    // Calls work(i) for i = 0 ... parts - 1 (parts < 2^16 - 1), each once, and returns when all are done. Not to be called from
     // within, and by one thread at a time.
     template <class Work>
     void run(int parts, const Work &work) {

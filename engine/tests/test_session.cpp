@@ -3,7 +3,9 @@
 
 #include "session.hpp"
 
+#include <atomic>
 #include <cstring>
+#include <thread>
 
 #include "check.hpp"
 #include "mamba_integer.h"
@@ -244,10 +246,28 @@ void test_pool() {
     }
 }
 
+// A helper that finds a task done and its pool ended in the same moment must see the end: the last part is a helper's, and
+// the caller ends the pool as soon as it is done. (A helper that misses the end is waited for without end.)
+void test_pools_end() {
+    for (int round = 0; round < 10000; ++round) {
+        mi::Pool pool(2);
+        if (pool.threads() == 1) return;  // built without threads
+        std::atomic<int> begun{0};
+        const std::thread::id caller = std::this_thread::get_id();
+        pool.run(2, [&](int) {
+            ++begun;
+            while (begun < 2) std::this_thread::yield();  // so each thread has one
+            for (int i = std::this_thread::get_id() != caller ? round % 128 : 0; i > 0; --i) begun.load();  // the last
+        });
+        CHECK(begun == 2);
+    }
+}
+
 }  // namespace
 
 int main() {
     test_pool();
+    test_pools_end();
     for (const char *isa : mi::ops::isas)
         if (const Kernels *kernels = mi::ops::kernels_of(isa)) {
             test_batches(*kernels);
