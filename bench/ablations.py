@@ -106,7 +106,9 @@ def muon() -> dict[str, Run]:
 def final() -> dict[str, Run]:
     """Three seeds of what the grid and the levers found best: for the float baseline batch 8 and 8e-3,
     for the integer model squareplus and 1.6e-2, without and with Muon (ternary weights 8e-3);
-    ternary weights also taught by the float baseline of the same seed."""
+    ternary weights also taught by the float baseline of the same seed, by all three of them ("twins"),
+    and by the three int8 models with Muon ("siblings"), which also teach int8 models of the same kind;
+    and the float baseline taught by its twins, to tell what the teachers give from what integers cost."""
     runs: dict[str, Run] = {}
     for seed in range(3):
         integer: Run = {"batch": 8, "lr": 1.6e-2, "activation": "squareplus", "seed": seed}
@@ -121,11 +123,22 @@ def final() -> dict[str, Run]:
             "teacher": f"final-float-{seed}",
             "teacher_share": 0.7,
         }
-    twins: Run = {"teacher": "final-float-0,final-float-1,final-float-2", "teacher_share": 0.7}
+    floats = ",".join(f"final-float-{seed}" for seed in range(3))
+    siblings = ",".join(f"final-integer-muon-{seed}" for seed in range(3))
     for seed in range(3):
-        best: Run = {"batch": 8, "lr": 1.6e-2, "activation": "squareplus", "seed": seed, **twins}
-        runs[f"final-ternary-twins-{seed}"] = {**best, "weights": "ternary", "int8_until": 0.6}
-        runs[f"final-integer-twins-{seed}"] = {**best, "muon": 2e-2}
+        best: Run = {"batch": 8, "activation": "squareplus", "seed": seed, "teacher_share": 0.7}
+        ternary: Run = {**best, "weights": "ternary", "int8_until": 0.6}
+        runs[f"final-ternary-twins-{seed}"] = {**ternary, "lr": 1.6e-2, "teacher": floats}
+        runs[f"final-ternary-siblings-{seed}"] = {**ternary, "lr": 1.2e-2, "teacher": siblings}
+        runs[f"final-integer-siblings-{seed}"] = {**best, "lr": 1.6e-2, "muon": 2e-2, "teacher": siblings}
+        runs[f"final-float-twins-{seed}"] = {
+            "arithmetic": "float",
+            "batch": 8,
+            "lr": 8e-3,
+            "seed": seed,
+            "teacher": floats,
+            "teacher_share": 0.7,
+        }
     return runs
 
 
