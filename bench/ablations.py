@@ -70,16 +70,20 @@ def ternary() -> dict[str, Run]:
 
 
 def taught() -> dict[str, Run]:
-    """Ternary weights that are int8 for part of the run, and a float twin (`final-float-0`) that teaches; one thing changed at a time."""
+    """Ternary weights that are int8 for part of the run, and a float twin (`final-float-0`) or three that teach; one thing changed at a time."""
     base: Run = {"batch": 8, "lr": 1.6e-2, "activation": "squareplus", "weights": "ternary"}
     float_twin: Run = {"teacher": "final-float-0", "teacher_share": 0.7}
     late: Run = {**base, "int8_until": 0.6}
+    twins: Run = {**late, "teacher": "final-float-0,final-float-1,final-float-2", "teacher_share": 0.7}
     return {
         "taught-late": late,
         "taught-late-float": {**late, **float_twin},
         "taught-later-float": {**late, **float_twin, "int8_until": 0.75},
         "taught-float": {**base, **float_twin},
         "taught-int8-float": {**base, **float_twin, "weights": "int8"},
+        "taught-twins-lr1.2e-2": {**twins, "lr": 1.2e-2},
+        "taught-twins-decay-0": {**twins, "weight_decay": 0.0},
+        "taught-twins-vectors-3": {**twins, "lr_vectors": 3.0},
     }
 
 
@@ -127,9 +131,9 @@ def final() -> dict[str, Run]:
     siblings = ",".join(f"final-integer-muon-{seed}" for seed in range(3))
     for seed in range(3):
         best: Run = {"batch": 8, "activation": "squareplus", "seed": seed, "teacher_share": 0.7}
-        ternary: Run = {**best, "weights": "ternary", "int8_until": 0.6}
-        runs[f"final-ternary-twins-{seed}"] = {**ternary, "lr": 1.6e-2, "teacher": floats}
-        runs[f"final-ternary-siblings-{seed}"] = {**ternary, "lr": 1.2e-2, "teacher": siblings}
+        late: Run = {**best, "weights": "ternary", "int8_until": 0.6}
+        runs[f"final-ternary-twins-{seed}"] = {**late, "lr": 1.6e-2, "teacher": floats}
+        runs[f"final-ternary-siblings-{seed}"] = {**late, "lr": 1.2e-2, "teacher": siblings}
         runs[f"final-integer-siblings-{seed}"] = {**best, "lr": 1.6e-2, "muon": 2e-2, "teacher": siblings}
         runs[f"final-float-twins-{seed}"] = {
             "arithmetic": "float",

@@ -10,5 +10,5 @@ if ! { cmake -S engine -B "$folder" "$@" && cmake --build "$folder"; } >"$log" 2
     cat "$log" >&2
     exit 1
 fi
-# The limit is for tests that hang: one test takes seconds.
+# The limit is for tests that hang; the longest, under the thread sanitizer on a busy machine, takes some minutes.
 ctest --test-dir "$folder" --output-on-failure --no-tests=error --timeout 600
