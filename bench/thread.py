@@ -1,9 +1,10 @@
 """Do stories keep to a thread? Who and what a story begins with, against whom and what it speaks of towards its end.
 
-    python bench/thread.py --model tinystories --model tinystories-ternary --names tinystories_train.txt [--stories 200] [--json]
+    python bench/thread.py --model tinystories --model tinystories-ternary --names tinystories_train.txt [--stories 200] [--times 4] [--json]
 
 A prompt is the beginning of a held-out story, up to the end of the sentence that reaches 30 tokens; a continuation is the 150 tokens after it, or fewer
-where the story ends. Its end is its last third. Beside the models stands what the held-out stories' writers wrote in the same places.
+where the story ends. Its end is its last third. Each prompt is continued several times. Beside the models stands what the held-out stories' writers wrote in
+the same places. Behind ± stands the standard error of a ratio over stories (a story's continuations together), of another choice of stories and seeds.
 
     names kept     of the names in a prompt, those that are mentioned at the end
     strangers      names at the end that no one has mentioned before, a story
@@ -66,27 +67,35 @@ def prompt_of(story: str, tokenizer: Tokenizer) -> str | None:
 
 def measures(
     prompts: list[str], continuations: list[list[str]], ended: list[bool], names: frozenset[str], rare: ContentWords
-) -> dict[str, float]:
-    """The measures of the module's text. A continuation is three thirds."""
-    kept, asked, strangers, things, things_asked, repeated, runs = 0, 0, 0, 0, 0, 0, 0
-    for prompt, thirds in zip(prompts, continuations, strict=True):
+) -> dict[str, tuple[float, float]]:
+    """The measures of the module's text, each with its standard error. A continuation is three thirds; one prompt may have several."""
+    counts: dict[str, dict[str, np.ndarray]] = {}  # measure -> prompt -> (counted, of how many)
+
+    def count(measure: str, prompt: str, counted: int, of: int) -> None:
+        counts.setdefault(measure, {}).setdefault(prompt, np.zeros(2))[:] += counted, of
+
+    for prompt, thirds, whether in zip(prompts, continuations, ended, strict=True):
         begun = set(words(prompt)) & names
         end = set(words(thirds[-1])) & names
         before = set(words(prompt + " " + " ".join(thirds[:-1])))
         whole = "".join(thirds)
-        kept, asked, strangers = kept + len(begun & end), asked + len(begun), strangers + len(end - before)
+        count("names_kept", prompt, len(begun & end), len(begun))
+        count("strangers", prompt, len(end - before), 1)
         wanted = set(rare.of(prompt))
-        things, things_asked = things + len(wanted & set(rare.of(whole))), things_asked + len(wanted)
+        count("things_kept", prompt, len(wanted & set(rare.of(whole))), len(wanted))
         low = words(whole.lower())
         seen = [tuple(low[i : i + RUN]) for i in range(len(low) - RUN + 1)]
-        repeated, runs = repeated + len(seen) - len(set(seen)), runs + len(seen)
-    return {
-        "names_kept": round(kept / max(asked, 1), 4),
-        "strangers": round(strangers / len(prompts), 4),
-        "things_kept": round(things / max(things_asked, 1), 4),
-        "repeated": round(repeated / max(runs, 1), 4),
-        "ended": round(float(np.mean(ended)), 4),
-    }
+        count("repeated", prompt, len(seen) - len(set(seen)), len(seen))
+        count("ended", prompt, whether, 1)
+    found = {}
+    for measure, by_prompt in counts.items():
+        counted, of = np.array(list(by_prompt.values())).T
+        ratio = counted.sum() / max(of.sum(), 1)
+        found[measure] = (
+            round(float(ratio), 4),
+            round(float(np.sqrt(((counted - ratio * of) ** 2).sum()) / max(of.sum(), 1)), 4),
+        )
+    return found
 
 
 def main() -> int:
@@ -100,6 +109,7 @@ def main() -> int:
         help="text that says which words are names, and which are rare",
     )
     p.add_argument("--stories", type=int, default=200, help="at most")
+    p.add_argument("--times", type=int, default=4, help="continuations of a prompt by each model")
     p.add_argument("--temperature", default="0.8")
     p.add_argument("--top-k", type=int, default=40)
     p.add_argument("--json", action="store_true", help="no table, only the JSON line")
@@ -113,15 +123,15 @@ def main() -> int:
     if not chosen:
         p.error(f"{a.data} has no story with {LENGTH} tokens after its first sentences")
     prompts = [q for _, q in chosen]
-    bar = ProgressBar("stories", len(models) * len(prompts), sys.stderr)
+    bar = ProgressBar("stories", len(models) * len(prompts) * a.times, sys.stderr)
 
     def thirds(tokens: list[int]) -> list[str]:
         cuts = [round(i * len(tokens) / 3) for i in range(4)]
         return [tokenizer.decode(tokens[i:j]) for i, j in itertools.pairwise(cuts)]
 
-    def told(model: Model) -> dict[str, float]:
+    def told(model: Model) -> dict[str, tuple[float, float]]:
         continuations, ended = [], []
-        for seed, prompt in enumerate(prompts):
+        for seed, prompt in enumerate(prompts * a.times):
             text = model.generate(
                 prompt, max_tokens=LENGTH, temperature=a.temperature, top_k=a.top_k, seed=seed
             ).finish()
@@ -129,7 +139,7 @@ def main() -> int:
             continuations.append(thirds(tokens))
             ended.append(len(tokens) < LENGTH - 5)  # encoding again may take a few tokens fewer
             bar.advance(1)
-        return measures(prompts, continuations, ended, names, rare)
+        return measures(prompts * a.times, continuations, ended, names, rare)
 
     written = [tokenizer.encode(story)[len(tokenizer.encode(q)) :] for story, q in chosen]
     rows = {name: told(model) for name, model in models.items()}
@@ -138,15 +148,22 @@ def main() -> int:
     )
     bar.close()
     for name, row in rows.items() if not a.json else ():
+        kept, strangers, things, repeated, over = (f"{100 * x:4.1f} ± {100 * error:.1f}" for x, error in row.values())
         print(
-            f"{name:<24} names kept {row['names_kept']:5.1%}; strangers {row['strangers']:.2f} a story; "
-            f"things kept {row['things_kept']:5.1%}; repeated {row['repeated']:5.1%}; ended {row['ended']:5.1%}"
+            f"{name:<24} names kept {kept} %; strangers {strangers} in a hundred stories; things kept {things} %; repeated {repeated} %; ended {over} %"
         )
     sampling = {"temperature": a.temperature, "top_k": a.top_k, "seeds": "0, 1, 2 …"}
     digests = {name: model.digest for name, model in models.items()}
     print(
         json.dumps(
-            {"bench": "thread", "stories": len(prompts), "sampling": sampling, "models": digests, "measures": rows}
+            {
+                "bench": "thread",
+                "stories": len(prompts),
+                "times": a.times,
+                "sampling": sampling,
+                "models": digests,
+                "measures": rows,
+            }
         )
     )
     return 0
