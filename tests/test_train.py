@@ -89,6 +89,22 @@ def test_a_resumed_run_equals_an_uninterrupted_one(files: pretrain.TrainConfig, 
         pretrain.train(CONFIG, dataclasses.replace(files, muon=2e-2 - muon), tmp_path / "parts", quiet)
 
 
+def test_a_finished_run_is_lengthened(files: pretrain.TrainConfig, tmp_path: Path) -> None:
+    """At the rates that the longer run has from there on; until it is done there is no summary, which says "complete"."""
+    run, longer = tmp_path / "run", dataclasses.replace(files, tokens=2 * files.tokens)
+    assert pretrain.train(CONFIG, files, run, quiet)["step"] == 12
+    assert (run / "summary.json").exists()
+    assert pretrain.train(CONFIG, longer, run, interrupt_at(15)) == {"complete": False, "step": 15}  # type: ignore[arg-type]
+    assert not (run / "summary.json").exists()
+    assert pretrain.train(CONFIG, longer, run, quiet)["step"] == 24
+    assert json.loads((run / "summary.json").read_text())["complete"] is True
+    rates = {}
+    for line in (run / "metrics.jsonl").read_text().splitlines():
+        if "lr" in (row := json.loads(line)):
+            rates[row["step"]] = row["lr"]
+    assert rates[12] < rates[15] > rates[24]
+
+
 @pytest.mark.parametrize(("arithmetic", "muon"), [("integer", 0.0), ("integer", 2e-2), ("float", 0.0)])
 def test_training_learns(files: pretrain.TrainConfig, tmp_path: Path, arithmetic: str, muon: float) -> None:
     t = dataclasses.replace(files, arithmetic=arithmetic, tokens=60 * 2 * 32, lr=1e-2, muon=muon)

@@ -302,6 +302,8 @@ class Run:
         if world.first:
             folder.mkdir(parents=True, exist_ok=True)
             write_atomically(folder / "config.json", json.dumps({**self.asked, "steps": self.steps}, indent=2).encode())
+            if self.step < self.steps:  # a finished run that is lengthened is not complete
+                (folder / "summary.json").unlink(missing_ok=True)
         self.parameters = sum(p.numel() for p in self.model.parameters())
         processes = f" in {world.size} processes" if world.size > 1 else ""
         self.report(
