@@ -134,10 +134,10 @@ def build_parser() -> argparse.ArgumentParser:
         added.add_argument("--json", action="store_true", help="print one JSON object")
         return added
 
-    def model_option(p: argparse.ArgumentParser) -> None:
+    def model_option(p: argparse.ArgumentParser, default: str = "tinystories") -> None:
         p.add_argument(
             "--model",
-            default="tinystories",
+            default=default,
             metavar="NAME|PATH",
             help="a shipped model's name or a model file (default: %(default)s)",
         )
@@ -443,7 +443,7 @@ def build_parser() -> argparse.ArgumentParser:
         "demo",
         "demo --prompt 'Lily had a red ball' --seed 7",
     )
-    model_option(p)
+    model_option(p, "tinystories-3m")
     p.add_argument(
         "--prompt", default="Once upon a time", metavar="TEXT", help="how the story begins (default: %(default)s)"
     )

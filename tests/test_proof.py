@@ -161,10 +161,12 @@ def test_the_registration_holds_for_its_card_alone(folder: Path, capsys: pytest.
         assert not json.loads(capsys.readouterr().out.splitlines()[-1])["valid"]
 
 
-def test_the_shipped_card_and_registration_are_of_the_shipped_model() -> None:
-    card = Card.read(find_model("tinystories").with_suffix(".card"))
-    assert card == pf.commit("tinystories")
-    pf.verify_registration(find_model("tinystories").with_suffix(".registration").read_bytes(), card)
+@pytest.mark.parametrize("name", ["tinystories", "tinystories-3m", "tinystories-instruct", "tinystories-ternary"])
+def test_the_shipped_card_and_registration_are_of_the_shipped_model(name: str) -> None:
+    card = Card.read(find_model(name).with_suffix(".card"))
+    assert card == pf.commit(name)
+    assert card.name == name
+    pf.verify_registration(find_model(name).with_suffix(".registration").read_bytes(), card)
 
 
 def test_an_interrupted_proof_is_taken_up_again(folder: Path, tmp_path: Path) -> None:
