@@ -84,7 +84,8 @@ def main(argv: list[str] | None = None) -> int:
     """`mamba-integer train`. Raises MambaIntegerError for users' mistakes."""
     p = argparse.ArgumentParser(
         prog="mamba-integer train",
-        description="Train the integer model (or its float baseline). Start the same command again to resume; with more --tokens, a finished run goes on, at the rates of a run of that length.",
+        description="Train the integer model (or its float baseline). Start the same command again to resume; with more --tokens, a finished run "
+        "goes on, at the rates of a run of that length.",
         epilog="examples: mamba-integer train --run runs/mine --data stories.txt --tokens 11000000 --batch 4 --lr 3e-3; "
         "in two processes: torchrun --nproc-per-node 2 -m mamba_integer.train --run-dir runs/mine --data stories.txt",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
