@@ -416,10 +416,16 @@ def test_the_bench_knows_names_and_follows_them() -> None:
     ]
     rare = ContentWords(["pebble kite"] * 3, common=0)
     found = thread.measures(prompts, told, [True, False], names, rare)
-    assert found == {"names_kept": 0.5, "strangers": 0.0, "things_kept": 0.5, "repeated": 0.0, "ended": 0.5}
+    ratios = {"names_kept": 0.5, "strangers": 0.0, "things_kept": 0.5, "repeated": 0.0, "ended": 0.5}
+    assert found == {measure: (ratio, 0.0) for measure, ratio in ratios.items()}, "one story has no spread"
+    prompts[1] = "Tom and Ann found their pebble."
+    found = thread.measures(prompts, told, [True, False], names, rare)
+    half = round(0.5**1.5, 4)  # the standard error of one of two
+    errors = {"names_kept": 0.0, "strangers": 0.0, "things_kept": half, "repeated": 0.0, "ended": half}
+    assert found == {measure: (ratio, errors[measure]) for measure, ratio in ratios.items()}
     told[1] = ["They ran ", "and ran and ", "ran and ran and ran. Sue came."]
     found = thread.measures(prompts, told, [True, True], names, rare)
-    assert (found["names_kept"], found["strangers"], found["ended"]) == (0.25, 0.5, 1.0)
-    assert found["repeated"] == round(4 / 14, 4), (
+    assert [found[measure][0] for measure in ("names_kept", "strangers", "ended")] == [0.25, 0.5, 1.0]
+    assert found["repeated"][0] == round(4 / 14, 4), (
         "5 runs of the first, 9 of the second, of which two stand there three times"
     )
