@@ -114,6 +114,8 @@ def main() -> int:
     p.add_argument("--top-k", type=int, default=40)
     p.add_argument("--json", action="store_true", help="no table, only the JSON line")
     a = p.parse_args()
+    if a.stories < 1 or a.times < 1:
+        p.error("--stories and --times are at least 1")
     models = {name: Model.load(name) for name in a.model or ["tinystories"]}
     tokenizer = next(iter(models.values())).tokenizer
     known = documents(read_text(a.names))
