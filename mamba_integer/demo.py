@@ -6,6 +6,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shlex
 import subprocess
 import sys
 import time
@@ -89,7 +90,7 @@ def demo(
         said = "the same text and digest" if same else "DIFFERENT BITS"
         say(f"{standalone}, the same engine as a program without Python: {said}.")
 
-    proven = prove_story(model, generation, proof_path, say)
+    proven = prove_story(model, generation, name if path != Path(name) else None, proof_path, say)
     agree = agree and proven["valid"]
     out["proof"] = proven
     out["agree"] = agree
@@ -98,8 +99,11 @@ def demo(
     return 0 if agree else 1
 
 
-def prove_story(model: Model, generation: Generation, path: Path | None, say: Callable[[str], None]) -> dict[str, Any]:
-    """Proves that the model chose the tokens just printed, checks the proof with nothing but the model's card, and writes it to `path` if there is one."""
+def prove_story(
+    model: Model, generation: Generation, shipped: str | None, path: Path | None, say: Callable[[str], None]
+) -> dict[str, Any]:
+    """Proves that the model chose the tokens just printed, checks the proof with nothing but the model's card, and writes it to `path` if there is one.
+    Whoever verifies it again names the model: a shipped one by its name, others by their commitment."""
     say("\nNow the proof that this model, on this prompt, chose exactly these tokens …")
     prover = Prover(model)
     proof = prover.prove(generation, progress=lambda event: _say_segment(event, say))
@@ -118,7 +122,8 @@ def prove_story(model: Model, generation: Generation, path: Path | None, say: Ca
         say(f"THE PROOF DOES NOT HOLD: {checked.reason or 'it is about other tokens'}.")
     if path is not None:
         proof.write(path)
-        say(f"The proof is in {path}: mamba-integer verify {path}")
+        command = ["mamba-integer", "verify", str(path), "--model", shipped or prover.card.commitment]
+        say(f"The proof is in {path}: {shlex.join(command)}")
     return {
         "valid": valid,
         "reason": checked.reason,

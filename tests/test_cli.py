@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -139,6 +140,13 @@ def test_demo(run: Run, tiny: Path) -> None:
     result = json.loads(run("demo", "--model", tiny, "--max-tokens", 12, "--json")[1])
     assert result["agree"] is True
     assert result["reference_digest"] == result["logits_digest"]
+
+
+def test_the_proof_of_the_demo_is_verified_as_it_says(run: Run, tiny: Path, tmp_path: Path) -> None:
+    status, out, _ = run("demo", "--model", tiny, "--max-tokens", 3, "--proof", tmp_path / "a story.proof")
+    assert status == 0
+    (command,) = re.findall(r"The proof is in .*: (mamba-integer verify .*)", out)
+    assert run(*shlex.split(command)[1:])[0] == 0
 
 
 def test_demo_says_when_the_reference_differs(run: Run, tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
